@@ -1,0 +1,52 @@
+//! The disk as durable state sees it: append-only files, whole-file replacement, and the syncs that make either last.
+//!
+//! Two implementations obey one contract suite: [`RealDisk`] and [`MemoryDisk`], which can lose what was not synced,
+//! fill up and fail. Not for images and volumes: those are the node's and use the filesystem directly.
+
+mod memory;
+mod real;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub use memory::MemoryDisk;
+pub use real::RealDisk;
+
+/// A directory tree. All calls block; callers run them off the async threads.
+pub trait Disk: Send + Sync + 'static {
+    /// Creates a directory and its parents. Durable when it returns.
+    fn create_dir_all(&self, path: &Path) -> io::Result<()>;
+    /// The names in a directory, sorted. An absent directory is `NotFound`.
+    fn list(&self, path: &Path) -> io::Result<Vec<PathBuf>>;
+    /// The whole file.
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
+    /// Opens for appending, creating it (mode 0600, name durable) when absent.
+    fn open_append(&self, path: &Path) -> io::Result<Box<dyn AppendFile>>;
+    /// Writes a whole file so that after a crash either the old or the new content is there: temporary file (mode
+    /// 0600), sync, rename, sync of the directory.
+    fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()>;
+    /// Renames within one directory tree; durable when it returns.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Removes a file; durable when it returns. An absent file is `NotFound`.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+}
+
+/// A file that only grows.
+pub trait AppendFile: Send {
+    /// The length in bytes.
+    fn len(&self) -> u64;
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Appends the parts in order. After an error the length is unknown until `truncate`.
+    fn append(&mut self, parts: &[&[u8]]) -> io::Result<()>;
+    /// Makes everything appended so far survive a crash. **A failure is fatal for the caller**: the kernel may have
+    /// dropped the dirty pages, and a second sync that succeeds proves nothing.
+    fn sync(&mut self) -> io::Result<()>;
+    /// Cuts the file to `length` and syncs.
+    fn truncate(&mut self, length: u64) -> io::Result<()>;
+}
+
+/// The disk a component was given.
+pub type SharedDisk = Arc<dyn Disk>;

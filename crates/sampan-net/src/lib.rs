@@ -1,0 +1,55 @@
+//! The network of one node: pod addresses and links, the overlay to other nodes, the service proxy and DNS.
+//!
+//! It never touches rules, routes or links it did not make: everything lives in its own nftables table and carries its
+//! own names. It knows the API only through `sampan-client`.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use async_trait::async_trait;
+use ipnet::IpNet;
+
+/// Connects pods. Idempotent: attaching an attached pod returns its addresses.
+#[async_trait]
+pub trait PodNetwork: Send + Sync + 'static {
+    /// Gives the pod addresses out of the node's ranges and links its network namespace. Survives restarts of the agent:
+    /// the allocation is on disk before this returns.
+    async fn attach(&self, pod: &PodLink<'_>) -> Result<Vec<IpAddr>, NetError>;
+    /// Frees what `attach` made; the namespace may be gone already.
+    async fn detach(&self, sandbox: &str) -> Result<(), NetError>;
+    /// Frees the allocations of sandboxes that are not in `live` (after a crash).
+    async fn sweep(&self, live: &[String]) -> Result<(), NetError>;
+}
+
+#[derive(Clone, Debug)]
+pub struct PodLink<'a> {
+    pub sandbox: &'a str,
+    /// `/proc/PID/ns/net`
+    pub netns: &'a Path,
+    pub namespace: &'a str,
+    pub name: &'a str,
+}
+
+/// What a node needs to know to set its network up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeNetwork {
+    pub node: String,
+    /// Address ranges for pods of this node, from `spec.podCIDRs`.
+    pub pod_ranges: Vec<IpNet>,
+    /// The whole cluster's pod ranges: traffic to them is not masqueraded.
+    pub cluster_ranges: Vec<IpNet>,
+    /// The addresses of this node.
+    pub addresses: Vec<IpAddr>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum NetError {
+    #[error("no address left in {0:?}")]
+    Exhausted(Vec<IpNet>),
+    /// The step that failed and the kernel's word.
+    #[error("{0}")]
+    System(String),
+    /// A program or kernel feature is missing, with the remedy.
+    #[error("{missing}: {remedy}")]
+    Missing { missing: String, remedy: String },
+}
