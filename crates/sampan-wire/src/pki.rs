@@ -42,11 +42,15 @@ pub enum Error {
     Parse(String),
     #[error("the key cannot be used: {0}")]
     Key(String),
+    /// The library under this module writes each kind of name at most once.
+    #[error("a certificate for {0} cannot name more than one organisation")]
+    Organisations(String),
     #[error(transparent)]
     Tls(#[from] rustls::Error),
 }
 
-/// Whom a certificate is for: the common name is the user, the organisations are the groups.
+/// Whom a certificate is for: the common name is the user, the organisations are the groups. Any number is read; at most one
+/// is issued.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Subject {
     pub cn: String,
@@ -133,7 +137,7 @@ impl Ca {
     /// A new self-signed authority.
     pub fn generate(cn: &str, lifetime: Duration, clock: &Clock, dice: &Dice) -> Result<(Self, Identity), Error> {
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
-        let mut params = params(&Subject::new(cn, &[]), lifetime, clock, dice);
+        let mut params = params(&Subject::new(cn, &[]), lifetime, clock, dice)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages =
             vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -189,7 +193,7 @@ impl Ca {
         dice: &Dice,
     ) -> Result<Identity, Error> {
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
-        let mut params = params(subject, lifetime, clock, dice);
+        let mut params = params(subject, lifetime, clock, dice)?;
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         let (purposes, names): (&[ExtendedKeyUsagePurpose], _) = match usage {
@@ -249,11 +253,13 @@ impl Ca {
     }
 }
 
-fn params(subject: &Subject, lifetime: Duration, clock: &Clock, dice: &Dice) -> CertificateParams {
+fn params(subject: &Subject, lifetime: Duration, clock: &Clock, dice: &Dice) -> Result<CertificateParams, Error> {
     let mut params = CertificateParams::default();
     let mut name = DistinguishedName::new();
-    for org in &subject.orgs {
-        name.push(DnType::OrganizationName, org.as_str());
+    match subject.orgs.as_slice() {
+        [] => {}
+        [org] => name.push(DnType::OrganizationName, org.as_str()),
+        _ => return Err(Error::Organisations(subject.cn.clone())),
     }
     name.push(DnType::CommonName, subject.cn.as_str());
     params.distinguished_name = name;
@@ -266,7 +272,7 @@ fn params(subject: &Subject, lifetime: Duration, clock: &Clock, dice: &Dice) -> 
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     params.not_before = epoch + now.saturating_sub(BACKDATE);
     params.not_after = epoch + (now + lifetime);
-    params
+    Ok(params)
 }
 
 /// What a certificate says of itself. Nothing here is verified.
@@ -444,7 +450,7 @@ mod tests {
     fn what_is_issued_says_what_was_asked() {
         let (clock, dice) = tools();
         let (ca, _) = Ca::generate("kubernetes", CA_LIFETIME, &clock, &dice).expect("an authority");
-        let subject = Subject::new("system:node:n1", &["system:nodes", "extra"]);
+        let subject = Subject::new("system:node:n1", &["system:nodes"]);
         let usage = Usage::Peer { dns: vec!["n1".into()], ips: vec![[10, 0, 0, 1].into()] };
         let identity = ca.issue(&subject, &usage, Duration::from_secs(600), &clock, &dice).expect("a certificate");
         let found = describe(&leaf(&identity.certificate_pem).expect("PEM")).expect("X.509");
@@ -479,6 +485,14 @@ mod tests {
         let same = TokenKey::load_or_create(&disk, dir, "sa").expect("read");
         assert_eq!(key.public_key_der(), same.public_key_der());
         assert_eq!(key.sign(b"x").expect("signed").len(), 64);
+    }
+
+    #[test]
+    fn a_second_organisation_is_refused_and_not_dropped() {
+        let (clock, dice) = tools();
+        let (ca, _) = Ca::generate("a", CA_LIFETIME, &clock, &dice).expect("an authority");
+        let result = ca.issue(&Subject::new("u", &["a", "b"]), &Usage::Client, LEAF_LIFETIME, &clock, &dice);
+        assert!(matches!(result, Err(Error::Organisations(_))));
     }
 
     #[test]
