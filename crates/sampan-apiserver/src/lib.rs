@@ -4,3 +4,7 @@
 
 pub mod admission;
 pub mod auth;
+pub mod body;
+pub mod hooks;
+pub mod negotiate;
+pub mod request_info;
