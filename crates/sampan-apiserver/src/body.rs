@@ -35,6 +35,11 @@ impl Chunk {
         }
     }
 
+    /// Moves the parts of `other` behind this one's.
+    pub fn append(&mut self, other: Self) {
+        other.parts.into_iter().skip(other.first).for_each(|part| self.push(part));
+    }
+
     pub fn len(&self) -> usize {
         self.remaining
     }
