@@ -7,7 +7,10 @@
 pub mod error;
 pub mod kind;
 pub mod object;
+pub mod patch;
+pub mod quantity;
 pub mod schema;
+pub mod selector;
 pub mod strategy;
 
 pub use error::{Failure, FieldError, FieldErrors, FieldPath, Reason};
