@@ -12,6 +12,8 @@ pub mod quantity;
 pub mod schema;
 pub mod selector;
 pub mod strategy;
+#[cfg(test)]
+mod testing;
 
 pub use error::{Failure, FieldError, FieldErrors, FieldPath, Reason};
 pub use kind::{Gvk, Gvr, Kind, Kinds, Scope};

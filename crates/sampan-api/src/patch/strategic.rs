@@ -328,3 +328,239 @@ fn arranged(merged: Vec<Value>, order: &[Value], live: &[Value], key: Option<&st
     result.extend(others);
     Ok(result)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::testing;
+
+    fn schema() -> (Schema, TypeId) {
+        testing::schema(json!({"fields": {
+            "finalizers": {"list": "string", "merge": true},
+            "labels": {"map": "string"},
+            "args": {"list": "string"},
+            "strategy": {"fields": {"type": "string", "rolling": {"fields": {"max": "int"}}}, "retainKeys": true},
+            "selector": {"fields": {"a": "string", "b": "string"}, "replace": true},
+            "containers": {"merge": true, "mergeKey": "name", "kind": ["name"], "list": {"fields": {
+                "name": "string", "image": "string", "args": {"list": "string"},
+                "ports": {"merge": true, "mergeKey": "port", "kind": ["port"], "list": {"fields": {
+                    "port": "int", "name": "string"}}},
+            }}},
+        }}))
+    }
+
+    fn patched(document: Value, patch: Value) -> Result<Value, PatchError> {
+        let (schema, root) = schema();
+        let mut document = document;
+        strategic(&schema, root, &mut document, &patch).map(|()| document)
+    }
+
+    #[track_caller]
+    fn check(document: Value, patch: Value, expected: Value) {
+        assert_eq!(patched(document, patch), Ok(expected));
+    }
+
+    #[test]
+    fn maps_and_scalars() {
+        check(
+            json!({"labels": {"a": "1", "b": "2"}, "args": ["x"]}),
+            json!({"labels": {"a": null, "c": "3", "d": null}, "args": ["y", "z"]}),
+            json!({"labels": {"b": "2", "c": "3"}, "args": ["y", "z"]}),
+        );
+        check(json!({"labels": {"a": "1"}}), json!({"labels": null}), json!({}));
+        check(json!({}), json!({"labels": {"a": "1", "b": null}}), json!({"labels": {"a": "1"}}));
+        check(json!({"selector": {"a": "1"}}), json!({"selector": {"b": "2"}}), json!({"selector": {"b": "2"}}));
+        check(
+            json!({"labels": {"a": "1"}}),
+            json!({"labels": {"$patch": "replace", "b": "2"}}),
+            json!({"labels": {"b": "2"}}),
+        );
+        check(json!({"labels": {"a": "1"}}), json!({"labels": {"$patch": "delete"}}), json!({"labels": {}}));
+    }
+
+    #[test]
+    fn keyed_lists() {
+        let live = json!({"containers": [{"name": "a", "image": "1", "args": ["x"]}, {"name": "b", "image": "1"}]});
+        check(
+            live.clone(),
+            json!({"containers": [{"name": "b", "image": "2"}, {"name": "c"}]}),
+            json!({"containers": [{"name": "a", "image": "1", "args": ["x"]}, {"name": "b", "image": "2"}, {"name": "c"}]}),
+        );
+        // Without an order of its own a new item goes to the front.
+        check(live.clone(), json!({"containers": [{"name": "c"}]}), {
+            json!({"containers": [{"name": "c"}, {"name": "a", "image": "1", "args": ["x"]}, {"name": "b", "image": "1"}]})
+        });
+        check(
+            live.clone(),
+            json!({"containers": [{"name": "a", "$patch": "delete"}]}),
+            json!({"containers": [{"name": "b", "image": "1"}]}),
+        );
+        check(
+            live.clone(),
+            json!({"containers": [{"$patch": "replace"}, {"name": "z"}]}),
+            json!({"containers": [{"name": "z"}]}),
+        );
+        check(
+            live,
+            json!({"$setElementOrder/containers": [{"name": "b"}, {"name": "a"}], "containers": [{"name": "a", "image": null}]}),
+            json!({"containers": [{"name": "b", "image": "1"}, {"name": "a", "args": ["x"]}]}),
+        );
+    }
+
+    #[test]
+    fn sets_of_scalars() {
+        let live = json!({"finalizers": ["a", "b", "c"]});
+        check(live.clone(), json!({"finalizers": ["d", "a"]}), json!({"finalizers": ["d", "a", "b", "c"]}));
+        check(
+            live.clone(),
+            json!({"$deleteFromPrimitiveList/finalizers": ["b", "z"]}),
+            json!({"finalizers": ["a", "c"]}),
+        );
+        check(
+            live,
+            json!({
+                "$deleteFromPrimitiveList/finalizers": ["a"],
+                "$setElementOrder/finalizers": ["d", "c"],
+                "finalizers": ["d"],
+            }),
+            json!({"finalizers": ["d", "b", "c"]}),
+        );
+    }
+
+    #[test]
+    fn retained_keys() {
+        check(
+            json!({"strategy": {"type": "RollingUpdate", "rolling": {"max": 1}}}),
+            json!({"strategy": {"$retainKeys": ["type"], "type": "Recreate"}}),
+            json!({"strategy": {"type": "Recreate"}}),
+        );
+        let stray = json!({"strategy": {"$retainKeys": ["type"], "rolling": {"max": 2}}});
+        assert!(matches!(patched(json!({"strategy": {}}), stray), Err(PatchError::Malformed(_))));
+    }
+
+    #[test]
+    fn refused_patches_change_nothing() {
+        let live = json!({"containers": [{"name": "a", "image": "1"}], "labels": {}});
+        for (patch, code) in [
+            (json!({"containers": [{"image": "2"}]}), 422),
+            (json!({"containers": [{"$patch": "jump", "name": "a"}]}), 400),
+            (json!({"containers": [{"$patch": "merge", "name": "a"}]}), 400),
+            (json!({"labels": {"$patch": 1}}), 400),
+            (json!({"containers": ["a"]}), 400),
+            (json!({"containers": [[]]}), 422),
+            (json!({"$setElementOrder/containers": {}}), 400),
+            (json!({"$setElementOrder/containers": [{"name": "b"}], "containers": [{"name": "a"}]}), 400),
+            (json!({"$deleteFromPrimitiveList/finalizers": "a"}), 400),
+            (json!([]), 400),
+        ] {
+            let (schema, root) = schema();
+            let mut document = live.clone();
+            let error = strategic(&schema, root, &mut document, &patch).expect_err(&patch.to_string());
+            assert_eq!((error.into_failure().code, &document), (code, &live), "{patch}");
+        }
+    }
+
+    /// The two-way difference as clients compute it: changed fields, nulls, deletions by key, element orders.
+    fn diff(schema: &Schema, ty: Option<TypeId>, from: &Object, to: &Object) -> Object {
+        let merger = Merger { schema };
+        let mut patch = Object::new();
+        for key in from.keys().filter(|key| !to.contains_key(*key)) {
+            patch.insert(key.clone(), Value::Null);
+        }
+        for (key, new) in to.iter().filter(|(key, new)| from.get(*key) != Some(new)) {
+            let (field, rule) = merger.field(ty, key);
+            let value = match (from.get(key), new) {
+                (Some(Value::Object(old)), Value::Object(new)) if !rule.replace => {
+                    let mut inner = diff(schema, field, old, new);
+                    if rule.retain_keys {
+                        inner.insert(RETAIN_KEYS.into(), new.keys().cloned().collect());
+                    }
+                    Value::Object(inner)
+                }
+                (Some(Value::Array(old)), Value::Array(new)) if rule.merge => {
+                    let id = |item: &Value| match &rule.merge_key {
+                        Some(key) => json!({key.as_str(): item[key.as_str()]}),
+                        None => item.clone(),
+                    };
+                    let has = |list: &[Value], item: &Value| list.iter().find(|one| id(one) == id(item)).cloned();
+                    let order: Vec<Value> = new.iter().map(id).collect();
+                    patch.insert(format!("{ELEMENT_ORDER}{key}"), order.into());
+                    let gone = old.iter().filter(|item| has(new, item).is_none()).map(id);
+                    let mut items = Vec::new();
+                    if rule.merge_key.is_none() {
+                        patch.insert(format!("{DELETE_FROM_LIST}{key}"), gone.collect());
+                        items.extend(new.iter().filter(|item| !old.contains(item)).cloned());
+                    } else {
+                        for item in new {
+                            match (has(old, item), item) {
+                                (Some(Value::Object(before)), Value::Object(after)) => {
+                                    let mut inner = diff(schema, merger.item(field), &before, after);
+                                    inner.extend(id(item).as_object().cloned().unwrap_or_default());
+                                    items.push(inner.into());
+                                }
+                                _ => items.push(item.clone()),
+                            }
+                        }
+                        items.extend(gone.map(|mut item| {
+                            item[DIRECTIVE] = "delete".into();
+                            item
+                        }));
+                    }
+                    items.into()
+                }
+                _ => new.clone(),
+            };
+            patch.insert(key.clone(), value);
+        }
+        patch
+    }
+
+    fn documents() -> impl Strategy<Value = Value> {
+        let words = || proptest::sample::subsequence(vec!["a", "b", "c", "d"], 0..4).prop_shuffle();
+        let port = (0..3_i64, "[x-z]?").prop_map(|(port, name)| json!({"port": port, "name": name}));
+        let unique = |key: &'static str| {
+            move |list: Vec<Value>| {
+                let mut kept: Vec<Value> = Vec::new();
+                for item in list {
+                    if !kept.iter().any(|one| one[key] == item[key]) {
+                        kept.push(item);
+                    }
+                }
+                kept
+            }
+        };
+        let ports = proptest::collection::vec(port, 0..3).prop_map(unique("port"));
+        let container = ("[a-d]", "[1-2]", words(), ports)
+            .prop_map(|(name, image, args, ports)| json!({"name": name, "image": image, "args": args, "ports": ports}));
+        let containers = proptest::collection::vec(container, 0..4).prop_map(unique("name"));
+        let labels = proptest::collection::btree_map("[a-c]", "[1-2]", 0..3);
+        let strategy = prop_oneof![
+            Just(json!({"type": "Recreate"})),
+            (0..2).prop_map(|max| json!({"type": "RollingUpdate", "rolling": {"max": max}})),
+        ];
+        (words(), words(), labels, strategy, containers).prop_map(|(finalizers, args, labels, strategy, containers)| {
+            json!({
+                "finalizers": finalizers, "args": args, "labels": labels, "strategy": strategy,
+                "selector": labels, "containers": containers,
+            })
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn the_patch_of_a_difference_gives_the_target(from in documents(), to in documents(), drop in 0..6_usize) {
+            let (schema, root) = schema();
+            let mut to = to;
+            let keys = ["finalizers", "args", "labels", "strategy", "selector", "containers"];
+            to.as_object_mut().expect("an object").remove(keys[drop]);
+            let (Value::Object(old), Value::Object(new)) = (&from, &to) else { unreachable!("objects") };
+            let patch = Value::Object(diff(&schema, Some(root), old, new));
+            let mut document = from.clone();
+            strategic(&schema, root, &mut document, &patch).expect("applies");
+            prop_assert_eq!(document, to);
+        }
+    }
+}
