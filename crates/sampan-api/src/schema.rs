@@ -72,6 +72,8 @@ pub struct PatchRule {
     /// Lists: merge by `merge_key`, or as a set of scalars without one.
     pub merge: bool,
     pub retain_keys: bool,
+    /// Structs: the patch's value replaces the old one whole.
+    pub replace: bool,
     pub merge_key: Option<String>,
 }
 
