@@ -7,8 +7,13 @@
 pub mod error;
 pub mod kind;
 pub mod object;
+pub mod patch;
+pub mod quantity;
 pub mod schema;
+pub mod selector;
 pub mod strategy;
+#[cfg(test)]
+mod testing;
 
 pub use error::{Failure, FieldError, FieldErrors, FieldPath, Reason};
 pub use kind::{Gvk, Gvr, Kind, Kinds, Scope};
