@@ -4,3 +4,5 @@
 
 pub mod admission;
 pub mod auth;
+pub mod bootstrap;
+pub mod lookup;
