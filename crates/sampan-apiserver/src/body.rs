@@ -127,9 +127,31 @@ pub fn empty() -> ResponseBody {
     full(Bytes::new())
 }
 
-/// A body of known parts.
+/// A body of known parts, whose length is known too.
 pub fn parts(chunks: Vec<Chunk>) -> ResponseBody {
-    stream(futures::stream::iter(chunks.into_iter().map(Ok)))
+    Parts(chunks.into()).map_err(never).boxed_unsync()
+}
+
+struct Parts(std::collections::VecDeque<Chunk>);
+
+impl http_body::Body for Parts {
+    type Data = Chunk;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<Frame<Chunk>, Infallible>>> {
+        std::task::Poll::Ready(self.0.pop_front().map(|chunk| Ok(Frame::data(chunk))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        http_body::SizeHint::with_exact(self.0.iter().map(|chunk| chunk.len() as u64).sum())
+    }
 }
 
 pub fn stream(chunks: impl Stream<Item = Result<Chunk, BoxError>> + Send + 'static) -> ResponseBody {

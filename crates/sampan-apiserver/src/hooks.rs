@@ -49,6 +49,8 @@ pub struct Call<'a> {
     pub namespace: &'a str,
     /// Of the parent object, for subresources.
     pub name: &'a str,
+    /// The kind of the body: `TokenReview`, `TokenRequest`, …
+    pub kind: &'a str,
     /// The object the subresource belongs to; `None` for resources without storage.
     pub parent: Option<&'a Value>,
     pub dry_run: bool,

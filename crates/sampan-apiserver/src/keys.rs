@@ -1,7 +1,7 @@
 //! Where objects lie in the store: `/GROUP_or_core/RESOURCE/[NAMESPACE/]NAME` by the storage resource, so that all
 //! versions of a kind share one place. Pure.
 
-use sampan_api::{Gvk, Kind};
+use sampan_api::Kind;
 use sampan_store::Key;
 
 /// The prefix of all objects of a kind, or of those in one namespace. Ends with `/`.
@@ -33,13 +33,4 @@ pub fn parts<'a>(kind: &Kind, key: &'a str) -> (&'a str, &'a str) {
     let name = parts.next().unwrap_or_default();
     let namespace = if kind.namespaced() { parts.next().unwrap_or_default() } else { "" };
     (namespace, name)
-}
-
-/// How the type of a built-in kind is named in the schema: `io.k8s.api.core.v1.Pod`.
-pub fn type_name(gvk: &Gvk) -> String {
-    let package = match gvk.group.as_str() {
-        "" => "core",
-        group => group.split('.').next().unwrap_or(group),
-    };
-    format!("io.k8s.api.{package}.{}.{}", gvk.version, gvk.kind)
 }

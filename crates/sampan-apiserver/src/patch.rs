@@ -2,7 +2,7 @@
 //! when another writer was faster.
 
 use http::Response;
-use sampan_api::apply::{self, ApplyError, Writer};
+use sampan_api::apply;
 use sampan_api::{Failure, FieldErrors, FieldPath, codec, object, patch, schema};
 use serde_json::Value;
 
@@ -80,21 +80,21 @@ fn merged(target: &Target<'_>, patch: &Patch<'_>, old: &Value) -> Result<Value, 
     let current = convert::from_storage(kind, old.clone())?;
     let document = patch.onto(&kind.schema, kind.root, current)?;
     // What the patch brought in is checked like a body.
-    let bytes = serde_json::to_vec(&document).map_err(Failure::internal)?;
-    let decoded = codec::decode(&kind.schema, kind.root, codec::MediaType::Json, &bytes);
-    let invalid = |error: String| {
+    let invalid = |document: String, error: String| {
         let mut errors = FieldErrors::default();
-        errors.invalid(FieldPath::new("patch"), String::from_utf8_lossy(&bytes).into_owned(), error);
+        errors.invalid(FieldPath::new("patch"), document, error);
         Failure::invalid("", "", "", &errors)
     };
-    let decoded = decoded.map_err(|error| invalid(error.to_string()))?;
+    let decoded = codec::decode_value(&kind.schema, kind.root, document.clone())
+        .map_err(|error| invalid(document.to_string(), error.to_string()))?;
     if !decoded.problems.is_empty() {
         match target.options.field_validation {
             FieldValidation::Ignore => {}
             FieldValidation::Warn => decoded.problems.iter().for_each(|one| target.call.warn(one.to_string())),
             FieldValidation::Strict => {
                 let all: Vec<String> = decoded.problems.iter().map(ToString::to_string).collect();
-                return Err(invalid(format!("strict decoding error: {}", all.join(", "))));
+                let error = format!("strict decoding error: {}", all.join(", "));
+                return Err(invalid(document.to_string(), error));
             }
         }
     }
@@ -109,15 +109,8 @@ async fn applied(target: &Target<'_>, patch: &Patch<'_>) -> Result<Written, Fail
     }
     let root = respond::storage_root(kind);
     let wanted = convert::to_storage(kind, wanted)?;
-    let writer = || Writer {
-        manager: target.options.manager(target.call.user_agent()),
-        api_version: kind.gvk.api_version(),
-        subresource: target.subresource.into(),
-        now: target.call.server.config.clock.now(),
-    };
     let merge = |live: Option<&Value>| {
-        apply::apply(&kind.schema, root, live, wanted.clone(), &writer(), target.options.force)
-            .map_err(ApplyError::into_failure)
+        target.as_writer(|writer| apply::apply(&kind.schema, root, live, &wanted, writer, target.options.force))
     };
     loop {
         let key = keys::key(kind, target.namespace, target.name);

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use http::Response;
 use sampan_api::error::Cause;
-use sampan_api::{Failure, Kind, Reason, codec};
+use sampan_api::{Failure, Gvk, Kind, Reason, codec};
 use sampan_store::{Entry, Page, Range, ReadError, Revision, Store};
 use serde::{Deserialize, Serialize};
 
@@ -212,10 +212,12 @@ pub(crate) fn answer(call: &Call, format: Format, kind: &Arc<Kind>, found: Found
         let meta = codec::ListMeta {
             resource_version: found.revision.0.to_string(),
             continue_token: found.continue_token,
-            remaining: found.remaining,
+            remaining: found.remaining.and_then(|remaining| i64::try_from(remaining).ok()),
         };
         let (api_version, list_kind) = list_type(format, kind);
-        let bytes = codec::proto_list(&api_version, &list_kind, &meta, &items);
+        let (group, version) = sampan_api::kind::split_api_version(&api_version);
+        let gvk = Gvk { group: group.into(), version: version.into(), kind: list_kind };
+        let bytes = codec::proto_list(&gvk, &meta, items.iter().map(|item| item.as_ref()));
         return Ok(respond::bytes(200, format.content_type(false), bytes));
     }
     let chunks = json_list(call, format, kind, found)?;

@@ -2,6 +2,7 @@
 //! Pure. Whether such a resource exists is decided later.
 
 use http::{Method, Uri};
+use sampan_api::selector::FieldSelector;
 
 use crate::auth::{Attributes, User};
 
@@ -123,7 +124,16 @@ impl RequestInfo {
             namespace: self.namespace.clone(),
             name: self.name.clone(),
             path: self.path.clone(),
+            field_selector: self.field_requirements(),
         }
+    }
+
+    /// The `field=value` terms of the field selector; none when it does not parse (the handler says so later).
+    fn field_requirements(&self) -> Vec<(String, String)> {
+        let selector = self.given("fieldSelector").map(FieldSelector::parse);
+        let Some(Ok(selector)) = selector else { return Vec::new() };
+        let equal = selector.terms().iter().filter(|term| !term.negated);
+        equal.map(|term| (term.path.clone(), term.value.clone())).collect()
     }
 
     /// Watches and streams end when their caller or their own clock says so, not by the request timeout.

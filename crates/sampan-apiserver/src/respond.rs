@@ -106,8 +106,7 @@ fn finished(format: Format, code: u16, mut chunk: Chunk) -> Response<ResponseBod
             chunk
         }
     };
-    let stream = futures::stream::once(std::future::ready(Ok(body)));
-    with_body(code, format.content_type(false), body::stream(stream))
+    with_body(code, format.content_type(false), body::parts(vec![body]))
 }
 
 /// Keys sorted, as upstream's YAML has them.
@@ -125,7 +124,7 @@ pub fn storage_root(kind: &Kind) -> TypeId {
     if kind.gvk == kind.storage {
         return kind.root;
     }
-    kind.schema.named(&crate::keys::type_name(&kind.storage)).unwrap_or(kind.root)
+    kind.schema.named(&sampan_api::kind::type_name(&kind.storage)).unwrap_or(kind.root)
 }
 
 /// One stored object in the form asked for. `bare` leaves out what items of a typed list leave out: `kind` and
@@ -156,7 +155,7 @@ fn without_type(kind: &Kind, json: &Bytes) -> Chunk {
 }
 
 /// Makes a form from the stored JSON.
-fn made(format: Format, kind: &Kind, json: &Bytes, bare: bool) -> Result<Bytes, Failure> {
+pub(crate) fn made(format: Format, kind: &Kind, json: &Bytes, bare: bool) -> Result<Bytes, Failure> {
     let meta_gvk = |version: MetaVersion| {
         let (group, version) = sampan_api::kind::split_api_version(version.api_version());
         Gvk { group: group.into(), version: version.into(), kind: "PartialObjectMetadata".into() }
@@ -190,7 +189,7 @@ fn made(format: Format, kind: &Kind, json: &Bytes, bare: bool) -> Result<Bytes, 
 
 fn proto(schema: &SharedSchema, root: TypeId, gvk: &Gvk, json: &[u8], bare: bool) -> Result<Bytes, Failure> {
     let made = if bare {
-        codec::json_to_message(schema, root, json)
+        codec::proto_object(schema, root, json)
     } else {
         codec::json_to_proto(schema, root, gvk, json)
     };

@@ -16,25 +16,24 @@ use sampan_base::{Clock, Dice};
 use sampan_store::Store;
 
 use crate::admission::Plugin;
-use crate::auth::{self, Authenticator, Authorizer, Decision, Peer, User};
+use crate::auth::authn::Chain;
+use crate::auth::impersonate::impersonate;
+use crate::auth::{self, Authorizer, Decision, Peer, User};
 use crate::body::{RequestBody, ResponseBody};
 use crate::forms::Forms;
 use crate::hooks::{Audit, AuditEvent, Computed, Stage, Streaming};
 use crate::metrics::Metrics;
 use crate::request_info::RequestInfo;
 use crate::services::Ranges;
-use crate::{impersonation, respond, route};
+use crate::{respond, route};
 
 /// What a server is made of.
 pub struct Config {
     pub store: Store,
     /// All kinds served; swapped whole when one comes, changes or goes.
     pub kinds: Arc<ArcSwap<Kinds>>,
-    /// Asked in order after the connection's own identity; the first user found is taken.
-    pub authenticators: Vec<Arc<dyn Authenticator>>,
+    pub authenticators: Chain,
     pub authorizer: Arc<dyn Authorizer>,
-    /// Requests without credentials are `system:anonymous`; otherwise they are refused.
-    pub anonymous: bool,
     /// In the order they run.
     pub plugins: Vec<Arc<dyn Plugin>>,
     /// (group, resource) or (group, resource/subresource) → who computes its creates.
@@ -43,6 +42,8 @@ pub struct Config {
     pub audit: Option<Arc<dyn Audit>>,
     /// Answers paths outside the API (`/openapi/…`, `/.well-known/…`, …), asked before the built-in ones.
     pub pages: Vec<Arc<dyn Pages>>,
+    /// Whether writes can be made, for the health checks; absent, they can.
+    pub writable: Option<Arc<dyn Fn() -> Result<(), String> + Send + Sync>>,
     pub clock: Clock,
     pub dice: Dice,
     pub version: Version,
@@ -137,6 +138,7 @@ impl Server {
     /// Swaps the kinds; watches of kinds that changed or went end.
     pub fn set_kinds(&self, kinds: Arc<Kinds>) {
         self.config.kinds.store(kinds);
+        self.forms.clear();
         self.kinds_changed.send_modify(|generation| *generation += 1);
     }
 
@@ -197,20 +199,15 @@ impl Server {
         request: Request<RequestBody>,
     ) -> Response<ResponseBody> {
         let received = self.config.clock.now();
-        let user = match self.authenticate(peer, request.headers()).await {
-            Ok(user) => user,
-            Err(failure) => return respond::failure(&failure),
+        let authorizer = self.config.authorizer.as_ref();
+        let identified = async {
+            let user = self.config.authenticators.identify(peer, request.headers()).await?;
+            let acting = impersonate(&user, request.headers(), authorizer).await?;
+            Ok::<_, Failure>((user, acting))
         };
-        let impersonated = match impersonation::requested(request.headers()) {
-            Ok(asked) => asked,
+        let (user, acting) = match identified.await {
+            Ok(users) => users,
             Err(failure) => return respond::failure(&failure),
-        };
-        let acting = match impersonated {
-            None => user.clone(),
-            Some(asked) => match impersonation::allowed(self.config.authorizer.as_ref(), &user, asked).await {
-                Ok(user) => user,
-                Err(failure) => return respond::failure(&failure),
-            },
         };
         let attributes = info.attributes(acting.clone());
         let uri = request.uri().to_string();
@@ -234,7 +231,7 @@ impl Server {
             }
         };
         event(Stage::RequestReceived, 0, "");
-        let decision = self.config.authorizer.authorize(&attributes).await;
+        let decision = authorizer.authorize(&attributes).await;
         let (response, reason) = match decision {
             Decision::Allow { reason } => {
                 let call = Call {
@@ -247,60 +244,11 @@ impl Server {
                 (route::answer(Arc::new(call), request).await, reason)
             }
             Decision::Deny { reason } | Decision::NoOpinion { reason } => {
-                (respond::failure(&forbidden(&attributes, &reason)), reason)
+                (respond::failure(&auth::forbidden(&attributes, &reason)), reason)
             }
         };
         let stage = if attributes.verb == "watch" { Stage::ResponseStarted } else { Stage::ResponseComplete };
         event(stage, response.status().as_u16(), &reason);
         response
     }
-
-    async fn authenticate(&self, peer: &Peer, headers: &HeaderMap) -> Result<User, Failure> {
-        let mut user = peer.certified.clone();
-        for authenticator in &self.config.authenticators {
-            if user.is_some() {
-                break;
-            }
-            user = authenticator.authenticate(peer, headers).await?;
-        }
-        match user {
-            Some(mut user) => {
-                if user.name != auth::ANONYMOUS && !user.groups.iter().any(|group| group == auth::AUTHENTICATED) {
-                    user.groups.push(auth::AUTHENTICATED.into());
-                }
-                Ok(user)
-            }
-            None if self.config.anonymous && !headers.contains_key(header::AUTHORIZATION) => Ok(User {
-                name: auth::ANONYMOUS.into(),
-                groups: vec![auth::UNAUTHENTICATED.into()],
-                ..User::default()
-            }),
-            None => Err(Failure::new(Reason::Unauthorized, "Unauthorized")),
-        }
-    }
-}
-
-/// The words of upstream's `responsewriters.Forbidden`.
-pub(crate) fn forbidden(attributes: &auth::Attributes, reason: &str) -> Failure {
-    let user = &attributes.user.name;
-    let verb = &attributes.verb;
-    let mut why = if attributes.resource_request {
-        let resource = if attributes.subresource.is_empty() {
-            attributes.resource.clone()
-        } else {
-            format!("{}/{}", attributes.resource, attributes.subresource)
-        };
-        let place = if attributes.namespace.is_empty() {
-            "at the cluster scope".to_owned()
-        } else {
-            format!("in the namespace {:?}", attributes.namespace)
-        };
-        format!("User {user:?} cannot {verb} resource {resource:?} in API group {:?} {place}", attributes.group)
-    } else {
-        format!("User {user:?} cannot {verb} path {:?}", attributes.path)
-    };
-    if !reason.is_empty() {
-        why = format!("{why}: {reason}");
-    }
-    Failure::forbidden(&attributes.group, &attributes.resource, &attributes.name, why)
 }

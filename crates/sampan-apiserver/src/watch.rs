@@ -312,7 +312,7 @@ fn restamped(entry: &Entry, revision: Revision) -> Entry {
 
 fn framed(wire: Wire, event: Type, object: Chunk) -> Chunk {
     if wire == Wire::Protobuf {
-        return Bytes::from(codec::proto_watch_frame(event.name(), &object.into_bytes())).into();
+        return Bytes::from(codec::watch_frame(event.name(), &object.into_bytes())).into();
     }
     let mut frame = Chunk::from(Bytes::from_static(event.json_head()));
     frame.append(object);

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use sampan_api::apply::{self, Writer};
+use sampan_api::apply::{self, ApplyError, Writer};
 use sampan_api::error::FieldErrorKind;
 use sampan_api::strategy::{self, Strategy};
 use sampan_api::{Failure, FieldErrors, FieldPath, Kind, Reason, codec, default, meta, object, schema};
@@ -41,13 +41,26 @@ impl Target<'_> {
         strategy::of(&self.kind.storage.group, &self.kind.storage.kind)
     }
 
-    fn writer(&self) -> Writer {
-        Writer {
-            manager: self.options.manager(self.call.user_agent()),
-            api_version: self.kind.gvk.api_version(),
-            subresource: self.subresource.into(),
+    /// Works out who owns which field of `new`.
+    fn track(&self, live: Option<&Value>, new: &mut Value) -> Result<(), Failure> {
+        self.as_writer(|writer| apply::track(&self.kind.schema, respond::storage_root(self.kind), live, new, writer))
+    }
+
+    /// Calls `with` as the writer of this request.
+    pub fn as_writer<T>(&self, with: impl FnOnce(&Writer<'_>) -> Result<T, ApplyError>) -> Result<T, Failure> {
+        let reset_fields: &[&str] = match self.subresource {
+            "" if self.kind.has_status => &["status"],
+            "status" => &["spec"],
+            _ => &[],
+        };
+        let writer = Writer {
+            manager: &self.options.manager(self.call.user_agent()),
+            api_version: &self.kind.gvk.api_version(),
+            subresource: self.subresource,
             now: self.call.server.config.clock.now(),
-        }
+            reset_fields,
+        };
+        with(&writer).map_err(|error| error.into_failure(&self.kind.gvk.group, &self.kind.resource, self.name))
     }
 
     fn invalid(&self, name: &str, errors: FieldErrors) -> Result<(), Failure> {
@@ -178,7 +191,7 @@ pub(crate) async fn commit(call: &Call, mut txn: Txn) -> Result<Attempt, Failure
 /// Stores a new object. `sent` is complete and in the storage version.
 pub(crate) async fn create(target: &Target<'_>, mut sent: Value) -> Result<Written, Failure> {
     place(target, &mut sent)?;
-    apply::track(&target.kind.schema, respond::storage_root(target.kind), None, &mut sent, &target.writer());
+    target.track(None, &mut sent)?;
     create_owned(target, sent).await
 }
 
@@ -396,7 +409,7 @@ pub(crate) async fn update(
         preconditions(target, &entry, &old, &new)?;
         keep(target, &old, &mut new);
         if !owned {
-            apply::track(&kind.schema, respond::storage_root(kind), Some(&old), &mut new, &target.writer());
+            target.track(Some(&old), &mut new)?;
         }
         let mut new = mutated(target, Operation::Update, new, &old).await?;
         if target.subresource.is_empty() {

@@ -1,1 +1,5 @@
-//! TLS, certificates, WebSocket and stream framing: what the API server and the node both speak. Not HTTP routing.
+//! TLS, certificates, WebSocket and stream framing: what the API server and the node both speak. Not HTTP routing, and
+//! no policy: who may do what is decided elsewhere.
+
+pub mod pki;
+pub mod tls;
