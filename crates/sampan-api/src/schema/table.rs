@@ -388,6 +388,7 @@ fn patch_rule(line: &Line) -> PatchRule {
     PatchRule {
         merge: has("merge"),
         retain_keys: has("retainKeys"),
+        replace: has("replace"),
         merge_key: (!key.is_empty()).then(|| key.to_owned()),
     }
 }
