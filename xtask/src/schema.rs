@@ -37,6 +37,12 @@ fn types(data: &Path) -> Result<String> {
         packages.entry(row.get("package")).or_default().push(row);
     }
 
+    let wrappers: Vec<String> = types
+        .rows()
+        .filter(|row| is_wrapper(*row, &fields_of))
+        .map(|row| format!("{}.{}", row.get("package"), row.get("type")))
+        .collect();
+
     let mut out = String::from(HEADER);
     for (package, rows) in packages {
         writeln!(out, "\npackage {} {package}", short_package(package))?;
@@ -52,7 +58,7 @@ fn types(data: &Path) -> Result<String> {
             out.push('\n');
             for field in fields_of.get(&(package, name)).into_iter().flatten() {
                 if !matches!(field.get("inline"), "hidden" | "self") {
-                    out.push_str(&field_line(*field, package, &closed).with_context(|| format!("{package}.{name}"))?);
+                    out.push_str(&field_line(*field, package, &closed, &wrappers).with_context(|| format!("{package}.{name}"))?);
                 }
             }
         }
@@ -105,7 +111,12 @@ fn closed_enums<'a>(types: &'a Table, enums: &'a Table) -> HashMap<String, Vec<&
     closed
 }
 
-fn field_line(row: Row<'_>, package: &str, closed: &HashMap<String, Vec<&str>>) -> Result<String> {
+fn field_line(
+    row: Row<'_>,
+    package: &str,
+    closed: &HashMap<String, Vec<&str>>,
+    wrappers: &[String],
+) -> Result<String> {
     let (json_type, go) = (row.get("json_type"), row.get("go_ref"));
     let number = row.get("proto_number");
     if row.get("inline") == "inline" {
@@ -115,7 +126,7 @@ fn field_line(row: Row<'_>, package: &str, closed: &HashMap<String, Vec<&str>>) 
     }
     check_derived(row).with_context(|| format!("field {:?}", row.get("json")))?;
 
-    let ty = short_type(json_type, package);
+    let ty = wrapped(go, package, wrappers).unwrap_or_else(|| short_type(json_type, package));
     let pointer = if go.starts_with('*') { "*" } else { "" };
     let mut line = format!(" {} {pointer}{ty}", row.get("json"));
     let mut put = |text: &str| {
@@ -192,6 +203,15 @@ fn check_derived(row: Row<'_>) -> Result<()> {
     ensure!(row.get("proto_wire") == wire, "wire {}", row.get("proto_wire"));
     ensure!(row.get("proto_emit") == emit, "emit {}", row.get("proto_emit"));
     Ok(())
+}
+
+/// The named type where JSON shows only its array of strings.
+fn wrapped(go: &str, package: &str, wrappers: &[String]) -> Option<String> {
+    let (shape, name) = match go.strip_prefix("map[").and_then(|rest| rest.split_once(']')) {
+        Some((_, value)) => ("{}", value),
+        None => ("", go),
+    };
+    wrappers.iter().any(|wrapper| wrapper == name).then(|| format!("{shape}{}", short_name(name, package)))
 }
 
 fn short_type(json_type: &str, package: &str) -> String {

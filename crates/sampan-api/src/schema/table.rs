@@ -155,11 +155,6 @@ pub fn load_all() -> Schema {
     builder.finish()
 }
 
-/// Feature gates that are off.
-pub(crate) fn gate_is_off(gate: &str) -> bool {
-    GATES.lines().any(|line| line == gate)
-}
-
 /// A field's type as Go prints it in an error (`int32`, `v1.RestartPolicy`, `[]v1.Container`). Reads the text again, so
 /// for errors only.
 pub(crate) fn go_type(struct_name: &str, field: &str) -> Option<String> {
@@ -308,15 +303,21 @@ impl<'a> Builder<'a> {
                 .unwrap_or_default(),
             proto: line.number.map(|number| {
                 let (wire, cardinality) = self.wire(ty);
-                let always = !line.pointer
-                    && cardinality == Cardinality::Optional
-                    && !matches!(self.types[ty.0 as usize], Type::Scalar(Scalar::Bytes))
-                    && !line.ty.ends_with("Verbs");
+                let may_be_nil = match &self.types[ty.0 as usize] {
+                    Type::Scalar(scalar) => *scalar == Scalar::Bytes,
+                    _ => !line.ty.starts_with(['[', '{']) && self.is_wrapper(&place.qualify(line.ty)),
+                };
+                let always = !line.pointer && cardinality == Cardinality::Optional && !may_be_nil;
                 Proto { number, wire, cardinality, always, inline: within.to_vec() }
             }),
             rules,
             disabled_gate,
         }
+    }
+
+    /// An array of strings that is a message in protobuf: unset is nil.
+    fn is_wrapper(&self, short_name: &str) -> bool {
+        self.index.places.get(short_name).is_some_and(|place| place.has_flag("strings"))
     }
 
     fn wire(&self, ty: TypeId) -> (Wire, Cardinality) {
@@ -388,6 +389,7 @@ fn patch_rule(line: &Line) -> PatchRule {
     PatchRule {
         merge: has("merge"),
         retain_keys: has("retainKeys"),
+        replace: has("replace"),
         merge_key: (!key.is_empty()).then(|| key.to_owned()),
     }
 }
