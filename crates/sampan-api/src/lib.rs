@@ -4,6 +4,7 @@
 //! Pure: no IO, no clock, no async, no global state but immutable tables. Objects are `serde_json::Value` trees while
 //! they are being written and canonical JSON bytes everywhere else.
 
+pub mod apply;
 pub mod error;
 pub mod kind;
 pub mod object;
