@@ -5,6 +5,7 @@
 //! they are being written and canonical JSON bytes everywhere else.
 
 pub mod apply;
+pub mod duration;
 pub mod error;
 pub mod kind;
 pub mod object;
@@ -13,6 +14,7 @@ pub mod quantity;
 pub mod schema;
 pub mod selector;
 pub mod strategy;
+pub mod table;
 #[cfg(test)]
 mod testing;
 
