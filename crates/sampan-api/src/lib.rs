@@ -4,7 +4,9 @@
 //! Pure: no IO, no clock, no async, no global state but immutable tables. Objects are `serde_json::Value` trees while
 //! they are being written and canonical JSON bytes everywhere else.
 
+pub mod apply;
 pub mod codec;
+pub mod duration;
 pub mod error;
 pub mod kind;
 pub mod object;
@@ -13,6 +15,7 @@ pub mod quantity;
 pub mod schema;
 pub mod selector;
 pub mod strategy;
+pub mod table;
 #[cfg(test)]
 mod testing;
 
