@@ -108,12 +108,16 @@ impl Live for State {
 impl Store {
     /// Opens the embedded log in `config.dir`, creating it when absent, and loads the state.
     pub async fn open(config: Config) -> Result<Store, OpenError> {
+        Self::open_sized(config, Sizes::default()).await
+    }
+
+    async fn open_sized(config: Config, sizes: Sizes) -> Result<Store, OpenError> {
         let Config { disk, dir, clock, dice: _, keys, history } = config;
         let failed =
             |error: std::io::Error| LogError::Io { file: dir.display().to_string(), reason: error.to_string() };
         disk.create_dir_all(&dir).map_err(failed)?;
         let known = manifest::check(&*disk, &dir)?;
-        let log = EmbeddedLog::open(disk.clone(), dir.join(LOG_DIR), Sizes::default(), known).await?;
+        let log = EmbeddedLog::open(disk.clone(), dir.join(LOG_DIR), sizes, known).await?;
         if !known {
             // After the first segment: a manifest says that there must be one.
             manifest::write(&*disk, &dir)?;
@@ -532,3 +536,12 @@ impl Committer {
         }
     }
 }
+
+#[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
+mod fixture_tests;
+#[cfg(test)]
+mod model_tests;
+#[cfg(test)]
+mod tests;
