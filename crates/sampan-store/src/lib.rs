@@ -4,17 +4,22 @@
 //! It knows no kinds: keys are paths, values are bytes. The API server is its only user. **State** ([`Store`]) answers
 //! every read; a [`log::Log`] makes writes durable. Nothing is visible to a reader before it is durable.
 
+mod check;
 mod codec;
 pub mod keys;
 pub mod log;
+pub mod manifest;
 mod state;
 mod store;
+#[cfg(test)]
+mod testing;
 mod watch;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 
+pub use check::{Report, check};
 pub use keys::{KeyError, KeyRing};
 pub use store::{Config, History, OpenError, Store};
 pub use watch::{Watch, WatchEnd};

@@ -5,7 +5,14 @@
 //! write to fits too: the state learns of every transaction, its own included, only from [`Tail::next`], and a log
 //! that holds its own index ignores [`Live`].
 
+mod compact;
+#[cfg(test)]
+mod contract;
+mod embedded;
+mod files;
+mod frame;
 mod memory;
+mod survey;
 
 use std::collections::BTreeMap;
 
@@ -13,7 +20,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::{Expect, Key, Revision};
+pub use embedded::{EmbeddedLog, Sizes};
+pub(crate) use files::{SEGMENT_FORMAT, SNAPSHOT_FORMAT};
 pub use memory::MemoryLog;
+pub(crate) use survey::survey;
 
 /// A durable sequence of transactions.
 #[async_trait]
@@ -184,4 +194,18 @@ fn committed(batch: Vec<Proposal>, verdicts: &[Verdict]) -> Vec<Transaction> {
             Verdict::Refused { .. } => None,
         })
         .collect()
+}
+
+/// The snapshot of a log that has everything in its tail.
+struct EmptySnapshot;
+
+#[async_trait]
+impl Snapshot for EmptySnapshot {
+    fn revision(&self) -> Revision {
+        Revision(0)
+    }
+
+    async fn next(&mut self) -> Result<Option<Vec<Saved>>, LogError> {
+        Ok(None)
+    }
 }

@@ -23,7 +23,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use crate::state::History;
 
 use crate::keys::{KeyRing, OpenValueError};
-use crate::log::{AppendError, Live, Log, LogError, Proposal, Record, Sealed, Tail, Transaction, Verdict};
+use crate::log::{
+    AppendError, EmbeddedLog, Live, Log, LogError, Proposal, Record, Sealed, Sizes, Tail, Transaction, Verdict,
+};
+use crate::manifest::{self, ManifestError};
 use crate::state::{Applied, Edit, Op, State};
 use crate::watch::{Hub, Watch};
 use crate::{CommitError, Committed, Entry, Key, Page, Payload, Range, ReadError, Revision, Txn, Write};
@@ -36,6 +39,8 @@ const BATCH_BYTES: usize = 8 << 20;
 /// The largest transaction: four times what upstream's etcd takes (`--max-request-bytes`, 1.5 MiB).
 const TRANSACTION_BYTES: usize = 6 << 20;
 const KEY_BYTES: usize = 4096;
+/// Where the log's files are within the data directory.
+pub(crate) const LOG_DIR: &str = "log";
 
 pub struct Config {
     pub disk: SharedDisk,
@@ -50,6 +55,8 @@ pub struct Config {
 /// Why a store does not open.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
     #[error(transparent)]
     Log(#[from] LogError),
     #[error("{key} at revision {}: {reason}", revision.0)]
@@ -101,8 +108,21 @@ impl Live for State {
 impl Store {
     /// Opens the embedded log in `config.dir`, creating it when absent, and loads the state.
     pub async fn open(config: Config) -> Result<Store, OpenError> {
-        let log = Arc::new(crate::log::MemoryLog::default());
-        Self::over(log, config.keys, config.clock, config.history).await
+        Self::open_sized(config, Sizes::default()).await
+    }
+
+    async fn open_sized(config: Config, sizes: Sizes) -> Result<Store, OpenError> {
+        let Config { disk, dir, clock, dice: _, keys, history } = config;
+        let failed =
+            |error: std::io::Error| LogError::Io { file: dir.display().to_string(), reason: error.to_string() };
+        disk.create_dir_all(&dir).map_err(failed)?;
+        let known = manifest::check(&*disk, &dir)?;
+        let log = EmbeddedLog::open(disk.clone(), dir.join(LOG_DIR), sizes, known).await?;
+        if !known {
+            // After the first segment: a manifest says that there must be one.
+            manifest::write(&*disk, &dir)?;
+        }
+        Self::over(Arc::new(log), keys, clock, history).await
     }
 
     /// A store over any log.
@@ -516,3 +536,12 @@ impl Committer {
         }
     }
 }
+
+#[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
+mod fixture_tests;
+#[cfg(test)]
+mod model_tests;
+#[cfg(test)]
+mod tests;

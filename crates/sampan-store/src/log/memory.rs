@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 
 use super::{
-    AppendError, Live, Log, LogError, Proposal, Saved, Snapshot, Tail, Transaction, Verdict, committed, decide,
+    AppendError, EmptySnapshot, Live, Log, LogError, Proposal, Snapshot, Tail, Transaction, Verdict, committed, decide,
 };
 use crate::Revision;
 
@@ -59,7 +59,7 @@ impl Log for MemoryLog {
     }
 
     async fn snapshot(&self) -> Result<Box<dyn Snapshot>, LogError> {
-        Ok(Box::new(Empty))
+        Ok(Box::new(EmptySnapshot))
     }
 
     async fn close(&self) {
@@ -88,19 +88,5 @@ impl Tail for MemoryTail {
                 return Err(LogError::Closed);
             }
         }
-    }
-}
-
-/// The state before the first transaction: everything is in the tail.
-struct Empty;
-
-#[async_trait]
-impl Snapshot for Empty {
-    fn revision(&self) -> Revision {
-        Revision(0)
-    }
-
-    async fn next(&mut self) -> Result<Option<Vec<Saved>>, LogError> {
-        Ok(None)
     }
 }
