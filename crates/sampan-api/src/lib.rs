@@ -9,6 +9,8 @@ pub mod codec;
 pub mod duration;
 pub mod error;
 pub mod kind;
+pub mod meta;
+pub mod names;
 pub mod object;
 pub mod patch;
 pub mod quantity;

@@ -8,6 +8,8 @@ use serde_json::Value;
 
 use crate::error::FieldErrors;
 
+pub mod at;
+
 /// The hooks of one kind. Objects are in the kind's storage version.
 #[derive(Clone, Copy)]
 pub struct Strategy {
