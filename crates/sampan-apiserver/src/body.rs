@@ -8,13 +8,13 @@ use std::pin::Pin;
 use bytes::{Buf, Bytes, BytesMut};
 use futures::{Stream, StreamExt};
 use http_body::Frame;
-use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::combinators::{BoxBody, UnsyncBoxBody};
 use http_body_util::{BodyExt, Full, StreamBody};
 use sampan_api::{Failure, Reason};
 use smallvec::SmallVec;
 
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
-pub type RequestBody = UnsyncBoxBody<Bytes, BoxError>;
+pub type RequestBody = BoxBody<Bytes, BoxError>;
 pub type ResponseBody = UnsyncBoxBody<Chunk, BoxError>;
 pub type Chunks = Pin<Box<dyn Stream<Item = Result<Chunk, BoxError>> + Send>>;
 
@@ -159,7 +159,7 @@ pub fn stream(chunks: impl Stream<Item = Result<Chunk, BoxError>> + Send + 'stat
 }
 
 pub fn request(bytes: Bytes) -> RequestBody {
-    Full::new(bytes).map_err(never).boxed_unsync()
+    Full::new(bytes).map_err(never).boxed()
 }
 
 /// The most a request body may hold (upstream's `MaxRequestBodyBytes`).

@@ -156,7 +156,8 @@ pub(crate) async fn one(
             return Err(Failure::conflict(group, resource, name, why));
         }
         let stored_revision = entry.modified.0.to_string();
-        if let Some(revision) = options.preconditions.resource_version.as_deref().filter(|one| *one != stored_revision) {
+        if let Some(revision) = options.preconditions.resource_version.as_deref().filter(|one| *one != stored_revision)
+        {
             let why = format!(
                 "Precondition failed: ResourceVersion in precondition: {revision}, ResourceVersion in object meta: {stored_revision}"
             );
@@ -173,7 +174,8 @@ pub(crate) async fn one(
             Plan::Mark(new) if options.dry_run => return Ok(Deleted::Going(Object::Tree(new))),
             Plan::Remove if options.dry_run => return Ok(Deleted::DryRun(old)),
             Plan::Mark(new) => {
-                let errors: FieldErrors = sampan_api::meta::validate(&new, strategy::of(group, &kind.gvk.kind).name, kind.namespaced());
+                let errors: FieldErrors =
+                    crate::interim::meta::validate(&new, strategy::of(group, &kind.gvk.kind).name, kind.namespaced());
                 errors.into_result(group, &kind.gvk.kind, name)?;
                 txn.writes.push(Write::Put { key: entry.key.clone(), payload: write::payload(kind, &new) });
                 false
@@ -194,7 +196,14 @@ pub(crate) async fn one(
     }
 }
 
-async fn admitted(call: &Call, kind: &Arc<Kind>, namespace: &str, name: &str, old: &Value, options: &DeleteOptions) -> Result<(), Failure> {
+async fn admitted(
+    call: &Call,
+    kind: &Arc<Kind>,
+    namespace: &str,
+    name: &str,
+    old: &Value,
+    options: &DeleteOptions,
+) -> Result<(), Failure> {
     let plugins = &call.server.config.plugins;
     if plugins.is_empty() {
         return Ok(());
@@ -227,7 +236,12 @@ fn returns_object(kind: &Kind) -> bool {
     kind.gvk.group.is_empty()
         && matches!(
             kind.resource.as_str(),
-            "pods" | "podtemplates" | "persistentvolumes" | "persistentvolumeclaims" | "resourcequotas" | "services"
+            "pods"
+                | "podtemplates"
+                | "persistentvolumes"
+                | "persistentvolumeclaims"
+                | "resourcequotas"
+                | "services"
                 | "serviceaccounts"
         )
 }
@@ -323,7 +337,8 @@ mod tests {
 
     #[test]
     fn a_namespace_waits_for_its_own_finalizers() {
-        let namespace = json!({"metadata": {"name": "a"}, "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}});
+        let namespace =
+            json!({"metadata": {"name": "a"}, "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}});
         let Plan::Mark(new) = plan(("", "namespaces"), namespace, json!({})) else { panic!("it stays for now") };
         assert_eq!(new["status"]["phase"], "Terminating");
         let empty = json!({"metadata": {"name": "a", "deletionTimestamp": "2029-01-01T00:00:00Z"}, "spec": {}});

@@ -134,9 +134,9 @@ fn aggregated_resource(kind: &Kind) -> Value {
     if !kind.subresources.is_empty() {
         let mut subresources: Vec<_> = kind.subresources.iter().collect();
         subresources.sort_by(|a, b| a.name.cmp(&b.name));
-        let entries = subresources.into_iter().map(|sub| {
-            json!({"subresource": sub.name, "responseKind": response_kind(&sub.gvk), "verbs": sub.verbs})
-        });
+        let entries = subresources
+            .into_iter()
+            .map(|sub| json!({"subresource": sub.name, "responseKind": response_kind(&sub.gvk), "verbs": sub.verbs}));
         entry["subresources"] = entries.collect();
     }
     entry
@@ -253,9 +253,11 @@ mod tests {
     fn resources_of_a_group_version() {
         let kinds = sampan_api::kind::builtin();
         let list = resource_list(&kinds, "apps", "v1").expect("served");
-        let names: Vec<&str> = list["resources"].as_array().expect("a list").iter().filter_map(|one| one["name"].as_str()).collect();
+        let names: Vec<&str> =
+            list["resources"].as_array().expect("a list").iter().filter_map(|one| one["name"].as_str()).collect();
         assert!(names.contains(&"deployments") && names.contains(&"deployments/scale"), "{names:?}");
-        let scale = list["resources"].as_array().and_then(|all| all.iter().find(|one| one["name"] == "deployments/scale"));
+        let scale =
+            list["resources"].as_array().and_then(|all| all.iter().find(|one| one["name"] == "deployments/scale"));
         assert_eq!(scale.map(|one| (&one["group"], &one["version"])), Some((&json!("autoscaling"), &json!("v1"))));
         assert!(resource_list(&kinds, "apps", "v9").is_none());
         let first = groups(&kinds).iter().map(|(name, _)| *name).take(3).collect::<Vec<_>>();

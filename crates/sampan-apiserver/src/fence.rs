@@ -42,9 +42,10 @@ struct LeaseSpec {
 /// merely renewed in between makes the commit fail; the caller comes again and gets the check of its new revision.
 pub fn check(store: &Store, headers: &HeaderMap) -> Result<Option<Check>, Failure> {
     let Some(value) = headers.get(FENCE_HEADER) else { return Ok(None) };
-    let fence = value.to_str().ok().and_then(parse).ok_or_else(|| {
-        Failure::bad_request(format!("{FENCE_HEADER} must be namespace/lease;holder;transitions"))
-    })?;
+    let fence =
+        value.to_str().ok().and_then(parse).ok_or_else(|| {
+            Failure::bad_request(format!("{FENCE_HEADER} must be namespace/lease;holder;transitions"))
+        })?;
     let lost = |why: String| {
         Failure::new(Reason::Conflict, format!("fence {}/{}: {why}", fence.namespace, fence.lease)).about(
             "coordination.k8s.io",

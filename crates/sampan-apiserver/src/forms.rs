@@ -17,8 +17,16 @@ use crate::negotiate::{MetaVersion, Wire};
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Form {
     /// The object in this `apiVersion`; `bare` without what JSON lists or protobuf lists leave out of their items.
-    Object { wire: Wire, api_version: String, bare: bool },
-    Metadata { wire: Wire, version: MetaVersion, bare: bool },
+    Object {
+        wire: Wire,
+        api_version: String,
+        bare: bool,
+    },
+    Metadata {
+        wire: Wire,
+        version: MetaVersion,
+        bare: bool,
+    },
 }
 
 type Slot = Arc<OnceLock<Result<Bytes, Failure>>>;

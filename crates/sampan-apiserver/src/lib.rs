@@ -13,6 +13,7 @@ mod encoding;
 mod fence;
 mod forms;
 pub mod hooks;
+mod interim;
 mod keys;
 pub mod listener;
 mod local;
@@ -38,5 +39,6 @@ mod table;
 mod watch;
 mod write;
 
+pub use local::Local;
 pub use server::{Config, Server, Version};
 pub use state::{StoreLookup, feed};

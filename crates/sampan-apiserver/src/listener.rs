@@ -58,7 +58,7 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, server: Arc<Server
     let peer = Peer { certified, address };
     let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
         let (server, peer) = (server.clone(), peer.clone());
-        let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+        let request = request.map(|body| body.map_err(Into::into).boxed());
         async move { Ok::<_, Infallible>(server.handle(peer, request).await) }
     });
     let mut builder = Builder::new(TokioExecutor::new());

@@ -7,7 +7,10 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Upper bounds of the latency buckets in seconds; a subset of upstream's.
-const BUCKETS: &[f64] = &[0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0];
+const BUCKETS: &[f64] = &[
+    0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0,
+    45.0, 60.0,
+];
 
 /// verb, group, version, resource
 pub type Labels = (String, String, String, String);
@@ -81,7 +84,8 @@ impl Metrics {
             let _ = writeln!(out, "{name}_count{{{text}}} {}", series.count);
         }
         head(&mut out, "apiserver_longrunning_requests", "gauge", "Open watches.");
-        let _ = writeln!(out, "apiserver_longrunning_requests{{verb=\"WATCH\"}} {}", self.watches.load(Ordering::Relaxed));
+        let _ =
+            writeln!(out, "apiserver_longrunning_requests{{verb=\"WATCH\"}} {}", self.watches.load(Ordering::Relaxed));
         head(&mut out, "apiserver_watch_events_total", "counter", "Events sent to watches.");
         let _ = writeln!(out, "apiserver_watch_events_total {}", self.watch_events.load(Ordering::Relaxed));
         for (name, value) in extra {
@@ -112,7 +116,11 @@ mod tests {
         let odd = ("list".to_owned(), String::new(), "v1".to_owned(), "x\"y".to_owned());
         metrics.request(&odd, 404, Duration::ZERO, false);
         let text = metrics.render(&[("sampan_store_revision", 7.0)]);
-        let total = |code| format!("apiserver_request_total{{code=\"{code}\",group=\"\",resource=\"pods\",verb=\"LIST\",version=\"v1\"}} 1");
+        let total = |code| {
+            format!(
+                "apiserver_request_total{{code=\"{code}\",group=\"\",resource=\"pods\",verb=\"LIST\",version=\"v1\"}} 1"
+            )
+        };
         assert!(text.contains(&total(200)) && text.contains(&total(404)), "{text}");
         assert!(text.contains("resource=\"pods\",verb=\"LIST\",version=\"v1\",le=\"0.025\"} 1"), "{text}");
         assert!(!text.contains("x\\\"y"), "{text}");

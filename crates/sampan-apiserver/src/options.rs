@@ -288,8 +288,4 @@ impl ListOptions {
             send_initial_events,
         })
     }
-
-    pub fn selects(&self) -> bool {
-        !(self.labels.is_everything() && self.fields.is_everything())
-    }
 }

@@ -62,7 +62,8 @@ fn architecture() -> &'static str {
 
 fn index(server: &Server) -> Response<ResponseBody> {
     let kinds = server.kinds();
-    let mut paths: Vec<String> = ["/api", "/apis", "/healthz", "/livez", "/readyz", "/metrics", "/version"].map(str::to_owned).into();
+    let mut paths: Vec<String> =
+        ["/api", "/apis", "/healthz", "/livez", "/readyz", "/metrics", "/version"].map(str::to_owned).into();
     for kind in &kinds.all {
         let (group, version) = (&kind.gvk.group, &kind.gvk.version);
         if group.is_empty() {
@@ -92,7 +93,8 @@ fn health(call: &Call, path: &str) -> Response<ResponseBody> {
     let excluded: Vec<&str> =
         call.info.query.iter().filter(|(key, _)| key == "exclude").map(|(_, value)| value.as_str()).collect();
     let checks = checks(&call.server);
-    let checks: Vec<_> = checks.into_iter().filter(|(name, _)| !excluded.contains(name) && one.is_none_or(|one| one == *name)).collect();
+    let checks: Vec<_> =
+        checks.into_iter().filter(|(name, _)| !excluded.contains(name) && one.is_none_or(|one| one == *name)).collect();
     if checks.is_empty() {
         return respond::no_page();
     }

@@ -66,7 +66,11 @@ impl Patch<'_> {
 }
 
 /// Patches an object or, with apply, creates it.
-pub(crate) async fn object(target: &Target<'_>, format: Format, patch: &Patch<'_>) -> Result<Response<ResponseBody>, Failure> {
+pub(crate) async fn object(
+    target: &Target<'_>,
+    format: Format,
+    patch: &Patch<'_>,
+) -> Result<Response<ResponseBody>, Failure> {
     let Written { code, object } = if patch.kind == PatchType::Apply {
         applied(target, patch).await?
     } else {
@@ -116,7 +120,10 @@ async fn applied(target: &Target<'_>, patch: &Patch<'_>) -> Result<Written, Fail
         let key = keys::key(kind, target.namespace, target.name);
         if target.subresource.is_empty() && target.call.server.config.store.get(&key).is_none() {
             if !object::uid(&wanted).is_empty() {
-                let why = format!("uid mismatch: the provided object specified uid {}, and no existing object was found", object::uid(&wanted));
+                let why = format!(
+                    "uid mismatch: the provided object specified uid {}, and no existing object was found",
+                    object::uid(&wanted)
+                );
                 return Err(target.conflict(why));
             }
             let mut fresh = merge(None)?;

@@ -21,7 +21,11 @@ fn created() -> Value {
 }
 
 /// Resources without storage of their own.
-pub(crate) async fn virtual_kind(call: &Call, kind: &Arc<Kind>, request: Request<RequestBody>) -> Result<Response<ResponseBody>, Failure> {
+pub(crate) async fn virtual_kind(
+    call: &Call,
+    kind: &Arc<Kind>,
+    request: Request<RequestBody>,
+) -> Result<Response<ResponseBody>, Failure> {
     match (kind.gvk.group.as_str(), kind.resource.as_str(), call.info.verb.as_str()) {
         ("", "bindings", "create") => {
             let kinds = call.server.kinds();
@@ -40,7 +44,11 @@ pub(crate) async fn virtual_kind(call: &Call, kind: &Arc<Kind>, request: Request
 }
 
 /// `pods/binding` and `bindings`: gives a pod its node (`registry/core/pod/storage`, `assignPod`).
-pub(crate) async fn bind(call: &Call, pods: &Arc<Kind>, request: Request<RequestBody>) -> Result<Response<ResponseBody>, Failure> {
+pub(crate) async fn bind(
+    call: &Call,
+    pods: &Arc<Kind>,
+    request: Request<RequestBody>,
+) -> Result<Response<ResponseBody>, Failure> {
     let (schema, root) = route::named_type("io.k8s.api.core.v1.Binding")?;
     let options = WriteOptions::parse(&call.info, "CreateOptions", false)?;
     let bytes = body::read(request.into_body()).await?;
@@ -75,7 +83,10 @@ pub(crate) async fn bind(call: &Call, pods: &Arc<Kind>, request: Request<Request
         if !present.is_empty() {
             return Err(target.conflict(format!("pod {name} is already assigned to node {present:?}")));
         }
-        if object::lookup(old, &["spec", "schedulingGates"]).and_then(Value::as_array).is_some_and(|gates| !gates.is_empty()) {
+        if object::lookup(old, &["spec", "schedulingGates"])
+            .and_then(Value::as_array)
+            .is_some_and(|gates| !gates.is_empty())
+        {
             return Err(target.conflict(format!("pod {name} has non-empty .spec.schedulingGates")));
         }
         let mut new = old.clone();
@@ -108,7 +119,11 @@ fn scheduled(pod: &mut Value, now: &str) {
 }
 
 /// `pods/eviction`: a deletion that asks the disruption budgets first (`registry/core/pod/storage/eviction.go`).
-pub(crate) async fn evict(call: &Call, pods: &Arc<Kind>, request: Request<RequestBody>) -> Result<Response<ResponseBody>, Failure> {
+pub(crate) async fn evict(
+    call: &Call,
+    pods: &Arc<Kind>,
+    request: Request<RequestBody>,
+) -> Result<Response<ResponseBody>, Failure> {
     let (schema, root) = route::named_type("io.k8s.api.policy.v1.Eviction")?;
     let write_options = WriteOptions::parse(&call.info, "CreateOptions", false)?;
     let bytes = body::read(request.into_body()).await?;
@@ -124,12 +139,9 @@ pub(crate) async fn evict(call: &Call, pods: &Arc<Kind>, request: Request<Reques
     if disruptive(&pod)
         && let Some(budget) = exhausted_budget(call, namespace, &pod)?
     {
-        let mut failure = Failure::new(Reason::TooManyRequests, "Cannot evict pod as it would violate the pod's disruption budget.");
-        failure.causes.push(Cause {
-            reason: "DisruptionBudget".into(),
-            message: budget,
-            field: String::new(),
-        });
+        let mut failure =
+            Failure::new(Reason::TooManyRequests, "Cannot evict pod as it would violate the pod's disruption budget.");
+        failure.causes.push(Cause { reason: "DisruptionBudget".into(), message: budget, field: String::new() });
         return Err(failure);
     }
     delete::one(call, pods, namespace, name, &options).await?;
@@ -171,12 +183,19 @@ fn exhausted_budget(call: &Call, namespace: &str, pod: &Value) -> Result<Option<
 }
 
 /// Everything that is answered by a node or a pod: logs, exec, attach, port-forward, proxies.
-pub(crate) async fn connect(call: &Call, kind: &Arc<Kind>, request: Request<RequestBody>) -> Result<Response<ResponseBody>, Failure> {
+pub(crate) async fn connect(
+    call: &Call,
+    kind: &Arc<Kind>,
+    request: Request<RequestBody>,
+) -> Result<Response<ResponseBody>, Failure> {
     let info = &call.info;
     let store = &call.server.config.store;
     let streaming = call.server.config.streaming.as_ref();
     let streaming: &dyn Streaming = streaming.map(AsRef::as_ref).ok_or_else(|| {
-        Failure::new(Reason::ServiceUnavailable, format!("{}/{} is not available: this server reaches no nodes", info.resource, info.subresource))
+        Failure::new(
+            Reason::ServiceUnavailable,
+            format!("{}/{} is not available: this server reaches no nodes", info.resource, info.subresource),
+        )
     })?;
     let object = write::parse(&read::find(store, kind, &info.namespace, &info.name)?)?;
     let query = request.uri().query().map(str::to_owned);
@@ -223,7 +242,11 @@ fn rest_or_root(rest: &str) -> String {
 }
 
 /// The request with another path, for the node.
-fn redirected(mut request: Request<RequestBody>, path: &str, query: Option<&str>) -> Result<Request<RequestBody>, Failure> {
+fn redirected(
+    mut request: Request<RequestBody>,
+    path: &str,
+    query: Option<&str>,
+) -> Result<Request<RequestBody>, Failure> {
     let text = match query {
         Some(query) if !query.is_empty() => format!("{path}?{query}"),
         _ => path.to_owned(),
@@ -277,7 +300,10 @@ fn container<'a>(pod: &'a Value, asked: Option<&'a str>, what: &str) -> Result<&
             match plain[..] {
                 [only] => Ok(only),
                 _ => {
-                    let mut choice = format!("a container name must be specified for pod {pod_name}, choose one of: [{}]", plain.join(" "));
+                    let mut choice = format!(
+                        "a container name must be specified for pod {pod_name}, choose one of: [{}]",
+                        plain.join(" ")
+                    );
                     if !init.is_empty() {
                         choice.push_str(&format!(" or one of the init containers: [{}]", init.join(" ")));
                     }
@@ -306,7 +332,8 @@ fn node_of(call: &Call, name: &str) -> Result<Node, Failure> {
     let host = host.ok_or_else(|| {
         Failure::new(Reason::ServiceUnavailable, format!("node {name} has told no address of its API"))
     })?;
-    let port = node.pointer("/status/daemonEndpoints/kubeletEndpoint/Port").and_then(Value::as_i64).unwrap_or(NODE_PORT);
+    let port =
+        node.pointer("/status/daemonEndpoints/kubeletEndpoint/Port").and_then(Value::as_i64).unwrap_or(NODE_PORT);
     let port = u16::try_from(port).map_err(|_| Failure::internal(format_args!("node {name} names port {port}")))?;
     Ok(Node { name: name.into(), host: host.into(), port })
 }
@@ -331,7 +358,14 @@ mod tests {
 
     #[test]
     fn the_node_gets_its_own_parameter_names() {
-        let query = [("command", "ls"), ("command", "-l"), ("stdin", "true"), ("stdout", "1"), ("tty", "false"), ("container", "a")];
+        let query = [
+            ("command", "ls"),
+            ("command", "-l"),
+            ("stdin", "true"),
+            ("stdout", "1"),
+            ("tty", "false"),
+            ("container", "a"),
+        ];
         let query: Vec<(String, String)> = query.map(|(key, value)| (key.into(), value.into())).to_vec();
         assert_eq!(node_query("exec", &query).as_deref(), Some("command=ls&command=-l&input=1&output=1"));
     }

@@ -147,10 +147,11 @@ pub(crate) async fn find_all(
             (limit, false) => limit.max(SELECT_PAGE),
         };
         let range = Range { prefix: &prefix, after: after.as_deref(), limit, at };
-        let Page { entries: page, revision, remaining } = store.range(&range).map_err(|error| match (&error, &after) {
-            (ReadError::Compacted { .. }, Some(last)) if options.continue_token.is_some() => expired(&prefix, last),
-            _ => unreadable(&error),
-        })?;
+        let Page { entries: page, revision, remaining } =
+            store.range(&range).map_err(|error| match (&error, &after) {
+                (ReadError::Compacted { .. }, Some(last)) if options.continue_token.is_some() => expired(&prefix, last),
+                _ => unreadable(&error),
+            })?;
         // All pages of one answer are read at one revision.
         at = Some(revision);
         let page_last = page.last().map(|entry| entry.key.clone());
@@ -199,15 +200,21 @@ pub(crate) async fn list(call: &Call, format: Format, kind: &Arc<Kind>) -> Resul
 }
 
 /// A list of stored objects in the form asked for.
-pub(crate) fn answer(call: &Call, format: Format, kind: &Arc<Kind>, found: Found) -> Result<Response<ResponseBody>, Failure> {
+pub(crate) fn answer(
+    call: &Call,
+    format: Format,
+    kind: &Arc<Kind>,
+    found: Found,
+) -> Result<Response<ResponseBody>, Failure> {
     if let Shape::Table(version) = format.shape {
         let bytes = table::of_list(call, version, kind, &found)?;
         return Ok(respond::bytes(200, format.content_type(false), bytes));
     }
     if format.wire == Wire::Protobuf {
-        let items = found.entries.iter().map(|entry| {
-            respond::chunk(&call.server, format, kind, entry, true).map(Chunk::into_bytes)
-        });
+        let items = found
+            .entries
+            .iter()
+            .map(|entry| respond::chunk(&call.server, format, kind, entry, true).map(Chunk::into_bytes));
         let items: Vec<Bytes> = items.collect::<Result<_, _>>()?;
         let meta = codec::ListMeta {
             resource_version: found.revision.0.to_string(),

@@ -62,7 +62,13 @@ pub enum Object {
 }
 
 /// One object of a kind, in the form asked for.
-pub(crate) fn object(call: &Call, format: Format, code: u16, kind: &Arc<Kind>, object: Object) -> Result<Response<ResponseBody>, Failure> {
+pub(crate) fn object(
+    call: &Call,
+    format: Format,
+    code: u16,
+    kind: &Arc<Kind>,
+    object: Object,
+) -> Result<Response<ResponseBody>, Failure> {
     let entry = match object {
         Object::Stored(entry) => entry,
         Object::Tree(tree) => {
@@ -77,7 +83,13 @@ pub(crate) fn object(call: &Call, format: Format, code: u16, kind: &Arc<Kind>, o
     Ok(finished(format, code, chunk))
 }
 
-fn unstored(call: &Call, format: Format, code: u16, kind: &Arc<Kind>, json: Bytes) -> Result<Response<ResponseBody>, Failure> {
+fn unstored(
+    call: &Call,
+    format: Format,
+    code: u16,
+    kind: &Arc<Kind>,
+    json: Bytes,
+) -> Result<Response<ResponseBody>, Failure> {
     if let Shape::Table(version) = format.shape {
         return table::of_object(call, version, kind, &json).map(|table| finished(format, code, table.into()));
     }
@@ -86,7 +98,14 @@ fn unstored(call: &Call, format: Format, code: u16, kind: &Arc<Kind>, json: Byte
 }
 
 /// An object of any type of a schema, not necessarily of a kind that is stored (`Scale`, reviews, tokens).
-pub fn typed(format: Format, code: u16, schema: &SharedSchema, root: TypeId, gvk: &Gvk, object: &Value) -> Result<Response<ResponseBody>, Failure> {
+pub fn typed(
+    format: Format,
+    code: u16,
+    schema: &SharedSchema,
+    root: TypeId,
+    gvk: &Gvk,
+    object: &Value,
+) -> Result<Response<ResponseBody>, Failure> {
     let json: Bytes = codec::encode(schema, root, object).bytes.into();
     let bytes = match format.wire {
         Wire::Protobuf => codec::json_to_proto(schema, root, gvk, &json).map(Bytes::from).map_err(Failure::internal)?,
@@ -129,7 +148,13 @@ pub fn storage_root(kind: &Kind) -> TypeId {
 
 /// One stored object in the form asked for. `bare` leaves out what items of a typed list leave out: `kind` and
 /// `apiVersion` in JSON, the envelope in protobuf.
-pub(crate) fn chunk(server: &Server, format: Format, kind: &Arc<Kind>, entry: &Entry, bare: bool) -> Result<Chunk, Failure> {
+pub(crate) fn chunk(
+    server: &Server,
+    format: Format,
+    kind: &Arc<Kind>,
+    entry: &Entry,
+    bare: bool,
+) -> Result<Chunk, Failure> {
     if format.shape == Shape::Object && format.wire != Wire::Protobuf && kind.gvk == kind.storage {
         return Ok(if bare { without_type(kind, &entry.value) } else { entry.value.clone().into() });
     }
@@ -155,44 +180,37 @@ fn without_type(kind: &Kind, json: &Bytes) -> Chunk {
 }
 
 /// Makes a form from the stored JSON.
-pub(crate) fn made(format: Format, kind: &Kind, json: &Bytes, bare: bool) -> Result<Bytes, Failure> {
-    let meta_gvk = |version: MetaVersion| {
-        let (group, version) = sampan_api::kind::split_api_version(version.api_version());
-        Gvk { group: group.into(), version: version.into(), kind: "PartialObjectMetadata".into() }
-    };
-    match format.shape {
-        Shape::Metadata(version) => {
-            let json = metadata_only(version, json)?;
-            if format.wire != Wire::Protobuf {
-                return Ok(json);
-            }
-            let name = "io.k8s.apimachinery.pkg.apis.meta.v1.PartialObjectMetadata";
-            let root = kind.schema.named(name).ok_or_else(|| Failure::internal(format_args!("no type {name}")))?;
-            proto(&kind.schema, root, &meta_gvk(version), &json, bare)
-        }
-        _ => {
-            let json = if kind.gvk == kind.storage {
-                json.clone()
-            } else {
-                let tree = serde_json::from_slice(json).map_err(Failure::internal)?;
-                let converted = convert::from_storage(kind, tree)?;
-                Bytes::from(codec::encode(&kind.schema, kind.root, &converted).bytes)
-            };
-            match format.wire {
-                Wire::Protobuf => proto(&kind.schema, kind.root, &kind.gvk, &json, bare),
-                _ if bare => Ok(without_type(kind, &json).into_bytes()),
-                _ => Ok(json),
-            }
-        }
+fn made(format: Format, kind: &Kind, json: &Bytes, bare: bool) -> Result<Bytes, Failure> {
+    if kind.gvk == kind.storage || matches!(format.shape, Shape::Metadata(_)) {
+        return in_form(format, kind, json, bare);
     }
+    let tree = serde_json::from_slice(json).map_err(Failure::internal)?;
+    let converted = convert::from_storage(kind, tree)?;
+    in_form(format, kind, &Bytes::from(codec::encode(&kind.schema, kind.root, &converted).bytes), bare)
+}
+
+/// Makes a form from JSON of the served version.
+pub(crate) fn in_form(format: Format, kind: &Kind, json: &Bytes, bare: bool) -> Result<Bytes, Failure> {
+    let Shape::Metadata(version) = format.shape else {
+        return match format.wire {
+            Wire::Protobuf => proto(&kind.schema, kind.root, &kind.gvk, json, bare),
+            _ if bare => Ok(without_type(kind, json).into_bytes()),
+            _ => Ok(json.clone()),
+        };
+    };
+    let json = metadata_only(version, json)?;
+    if format.wire != Wire::Protobuf {
+        return Ok(json);
+    }
+    let (schema, root) = crate::route::named_type("io.k8s.apimachinery.pkg.apis.meta.v1.PartialObjectMetadata")?;
+    let (group, version) = sampan_api::kind::split_api_version(version.api_version());
+    let gvk = Gvk { group: group.into(), version: version.into(), kind: "PartialObjectMetadata".into() };
+    proto(&schema, root, &gvk, &json, bare)
 }
 
 fn proto(schema: &SharedSchema, root: TypeId, gvk: &Gvk, json: &[u8], bare: bool) -> Result<Bytes, Failure> {
-    let made = if bare {
-        codec::proto_object(schema, root, json)
-    } else {
-        codec::json_to_proto(schema, root, gvk, json)
-    };
+    let made =
+        if bare { codec::proto_object(schema, root, json) } else { codec::json_to_proto(schema, root, gvk, json) };
     made.map(Bytes::from).map_err(Failure::internal)
 }
 
@@ -206,5 +224,6 @@ pub fn metadata_only(version: MetaVersion, json: &[u8]) -> Result<Bytes, Failure
     let slim: Slim<'_> = serde_json::from_slice(json).map_err(Failure::internal)?;
     let api_version = version.api_version();
     let metadata = slim.metadata.get();
-    Ok(format!("{{\"kind\":\"PartialObjectMetadata\",\"apiVersion\":\"{api_version}\",\"metadata\":{metadata}}}").into())
+    Ok(format!("{{\"kind\":\"PartialObjectMetadata\",\"apiVersion\":\"{api_version}\",\"metadata\":{metadata}}}")
+        .into())
 }

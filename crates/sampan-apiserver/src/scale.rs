@@ -54,7 +54,8 @@ fn of(paths: &Paths, tree: &Value) -> Value {
 /// A label selector, or the plain map of a ReplicationController, in the form of a query.
 fn selector_text(selector: Option<&Value>) -> Option<String> {
     let selector = selector?;
-    let structured = selector.get("matchLabels").is_some_and(Value::is_object) || selector.get("matchExpressions").is_some();
+    let structured =
+        selector.get("matchLabels").is_some_and(Value::is_object) || selector.get("matchExpressions").is_some();
     let parsed = if structured {
         LabelSelector::from_json(selector).ok()?
     } else {
@@ -97,7 +98,11 @@ fn scaled(paths: &Paths, old: &Value, scale: &Value) -> Result<Value, Failure> {
     Ok(new)
 }
 
-pub(crate) async fn answer(call: &Call, kind: &Arc<Kind>, request: Request<RequestBody>) -> Result<Response<ResponseBody>, Failure> {
+pub(crate) async fn answer(
+    call: &Call,
+    kind: &Arc<Kind>,
+    request: Request<RequestBody>,
+) -> Result<Response<ResponseBody>, Failure> {
     let info = &call.info;
     let format = negotiate::answer(&call.headers, info, Offer { protobuf: true, ..Offer::default() })?;
     let (schema, root) = route::named_type("io.k8s.api.autoscaling.v1.Scale")?;
@@ -109,13 +114,16 @@ pub(crate) async fn answer(call: &Call, kind: &Arc<Kind>, request: Request<Reque
     }
     let patch_type = (info.verb == "patch").then(|| PatchType::of(&call.headers, false)).transpose()?;
     let apply = patch_type == Some(PatchType::Apply);
-    let options = WriteOptions::parse(info, if info.verb == "patch" { "PatchOptions" } else { "UpdateOptions" }, apply)?;
+    let options =
+        WriteOptions::parse(info, if info.verb == "patch" { "PatchOptions" } else { "UpdateOptions" }, apply)?;
     let target = Target { call, kind, namespace, name, subresource: "scale", options: &options };
     let headers = &call.headers;
     let bytes = body::read(request.into_body()).await?;
     let sent = match patch_type {
         None => Some(route::body_tree(headers, &schema, root, &bytes)?),
-        Some(PatchType::Apply) => Some(serde_saphyr::from_slice(&bytes).map_err(|error| Failure::bad_request(error.to_string()))?),
+        Some(PatchType::Apply) => {
+            Some(serde_saphyr::from_slice(&bytes).map_err(|error| Failure::bad_request(error.to_string()))?)
+        }
         Some(_) => None,
     };
     let written = write::update(&target, |old| {

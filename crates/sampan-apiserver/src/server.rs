@@ -56,8 +56,7 @@ pub struct Config {
 #[async_trait::async_trait]
 pub trait Pages: Send + Sync + 'static {
     /// `None`: not a path of these pages.
-    async fn answer(&self, server: &Server, info: &RequestInfo, headers: &HeaderMap)
-    -> Option<Response<ResponseBody>>;
+    async fn answer(&self, server: &Server, info: &RequestInfo, headers: &HeaderMap) -> Option<Response<ResponseBody>>;
     /// For the index at `/`.
     fn paths(&self) -> Vec<String> {
         Vec::new()
@@ -94,7 +93,6 @@ pub struct Server {
     pub config: Config,
     pub(crate) forms: Forms,
     pub metrics: Metrics,
-    pub(crate) started: sampan_base::clock::Instant,
     /// Counts changes of the kinds, so that watches of a changed kind end.
     kinds_changed: tokio::sync::watch::Sender<u64>,
 }
@@ -126,9 +124,8 @@ impl Call {
 impl Server {
     pub fn new(config: Config) -> Arc<Self> {
         let forms = Forms::new(config.form_cache_bytes);
-        let started = config.clock.instant();
         let (kinds_changed, _) = tokio::sync::watch::channel(0);
-        Arc::new(Self { config, forms, metrics: Metrics::default(), started, kinds_changed })
+        Arc::new(Self { config, forms, metrics: Metrics::default(), kinds_changed })
     }
 
     pub fn kinds(&self) -> Arc<Kinds> {
@@ -159,11 +156,8 @@ impl Server {
         let long_running = info.long_running();
         let labels = (info.verb.clone(), info.group.clone(), info.version.clone(), info.resource.clone());
         let work = AssertUnwindSafe(self.filtered(&peer, info, &audit_id, request)).catch_unwind();
-        let outcome = if long_running {
-            Some(work.await)
-        } else {
-            self.config.clock.timeout(REQUEST_TIMEOUT, work).await
-        };
+        let outcome =
+            if long_running { Some(work.await) } else { self.config.clock.timeout(REQUEST_TIMEOUT, work).await };
         let mut response = match outcome {
             Some(Ok(response)) => response,
             // The panic itself was logged with its place by the hook of the process.

@@ -67,7 +67,9 @@ fn wants_address(service: &Value) -> bool {
 fn wants_ports(service: &Value) -> bool {
     match service_type(service) {
         "NodePort" => true,
-        "LoadBalancer" => object::lookup(service, &["spec", "allocateLoadBalancerNodePorts"]) != Some(&Value::Bool(false)),
+        "LoadBalancer" => {
+            object::lookup(service, &["spec", "allocateLoadBalancerNodePorts"]) != Some(&Value::Bool(false))
+        }
         _ => false,
     }
 }
@@ -108,7 +110,8 @@ pub fn allocate(
     if let Some(old) = old {
         carry_over(service, old);
     }
-    let mut pick = Pick { store: &config.store, dice: &config.dice, mine: before.clone(), errors: FieldErrors::default() };
+    let mut pick =
+        Pick { store: &config.store, dice: &config.dice, mine: before.clone(), errors: FieldErrors::default() };
     addresses(&config.ranges, service, &mut pick)?;
     ports(&config.ranges, service, &mut pick)?;
     let Pick { errors, .. } = pick;
@@ -146,8 +149,11 @@ fn carry_over(service: &mut Value, old: &Value) {
         for field in ["clusterIP", "clusterIPs"] {
             let value = object::lookup(old, &["spec", field]).cloned();
             let spec = object::child_mut(service, "spec");
-            let empty = spec.get(field).is_none_or(|value| value.is_null() || value.as_array().is_some_and(Vec::is_empty));
-            if (missing || empty) && let Some(value) = value {
+            let empty =
+                spec.get(field).is_none_or(|value| value.is_null() || value.as_array().is_some_and(Vec::is_empty));
+            if (missing || empty)
+                && let Some(value) = value
+            {
                 spec.insert(field.into(), value);
             }
         }
@@ -257,7 +263,11 @@ fn addresses(ranges: &Ranges, service: &mut Value, pick: &mut Pick<'_>) -> Resul
                     );
                     pick.errors.invalid(field, json!(chosen), detail);
                 }
-                Err(_) => pick.errors.invalid(field, text.clone(), "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"),
+                Err(_) => pick.errors.invalid(
+                    field,
+                    text.clone(),
+                    "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+                ),
             }
         }
         for family_name in families.iter().skip(chosen.len()) {
@@ -334,7 +344,9 @@ fn ports(ranges: &Ranges, service: &mut Value, pick: &mut Pick<'_>) -> Result<()
     let wanted = wants_ports(service);
     let with_ports = matches!(service_type(service), "NodePort" | "LoadBalancer");
     let in_range = |port: u64| (u64::from(first)..=u64::from(last)).contains(&port);
-    let outside = |port: u64| format!("provided port is not in the valid range. The range of valid ports is {first}-{last}, got {port}");
+    let outside = |port: u64| {
+        format!("provided port is not in the valid range. The range of valid ports is {first}-{last}, got {port}")
+    };
     // TCP and UDP of one port number may share a node port.
     let mut shared: BTreeMap<u64, u64> = BTreeMap::new();
     let mut named: Vec<(usize, u64)> = Vec::new();
@@ -403,12 +415,15 @@ mod tests {
             "ports": [{"port": 80, "nodePort": 30080}, {"port": 81}], "healthCheckNodePort": 30081,
         }});
         let keys: Vec<String> = held(&service).iter().map(Lot::key).collect();
-        assert_eq!(keys, [
-            "/allocations/clusterips/10.96.0.7",
-            "/allocations/clusterips/fd00::7",
-            "/allocations/nodeports/30080",
-            "/allocations/nodeports/30081",
-        ]);
+        assert_eq!(
+            keys,
+            [
+                "/allocations/clusterips/10.96.0.7",
+                "/allocations/clusterips/fd00::7",
+                "/allocations/nodeports/30080",
+                "/allocations/nodeports/30081",
+            ]
+        );
         assert!(held(&json!({"spec": {"clusterIP": "None"}})).is_empty());
     }
 

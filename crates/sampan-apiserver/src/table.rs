@@ -5,11 +5,11 @@ use sampan_api::{Failure, Kind, table};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
+use crate::convert;
 use crate::negotiate::MetaVersion;
 use crate::read::Found;
 use crate::respond;
 use crate::server::Call;
-use crate::convert;
 
 /// What of each object goes with its row.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -34,7 +34,7 @@ fn raw(json: String) -> Result<Box<RawValue>, Failure> {
 
 #[derive(serde::Serialize)]
 struct Row {
-    cells: Value,
+    cells: Vec<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     object: Option<Box<RawValue>>,
 }
@@ -89,14 +89,26 @@ pub(crate) fn of_object(call: &Call, version: MetaVersion, kind: &Kind, json: &B
 }
 
 /// One frame of a watch: a table with one row.
-pub(crate) fn of_event(call: &Call, version: MetaVersion, kind: &Kind, json: &Bytes, headers: bool) -> Result<Bytes, Failure> {
+pub(crate) fn of_event(
+    call: &Call,
+    version: MetaVersion,
+    kind: &Kind,
+    json: &Bytes,
+    headers: bool,
+) -> Result<Bytes, Failure> {
     let row = row(call, version, kind, json, include(call)?)?;
     let metadata = json!({"resourceVersion": revision(json)});
     bytes(version, kind, metadata, vec![row], headers)
 }
 
 /// A bookmark in a watch of tables: one row without content whose object tells the revision.
-pub(crate) fn of_bookmark(call: &Call, version: MetaVersion, kind: &Kind, object: &Value, headers: bool) -> Result<Bytes, Failure> {
+pub(crate) fn of_bookmark(
+    call: &Call,
+    version: MetaVersion,
+    kind: &Kind,
+    object: &Value,
+    headers: bool,
+) -> Result<Bytes, Failure> {
     let object = match include(call)? {
         Include::Nothing => None,
         Include::Metadata => Some(json!({
@@ -106,7 +118,7 @@ pub(crate) fn of_bookmark(call: &Call, version: MetaVersion, kind: &Kind, object
     };
     let object = object.map(|object| raw(object.to_string())).transpose()?;
     let metadata = json!({"resourceVersion": object_revision(&object)});
-    bytes(version, kind, metadata, vec![Row { cells: json!([]), object }], headers)
+    bytes(version, kind, metadata, vec![Row { cells: Vec::new(), object }], headers)
 }
 
 fn object_revision(object: &Option<Box<RawValue>>) -> String {
@@ -114,5 +126,7 @@ fn object_revision(object: &Option<Box<RawValue>>) -> String {
 }
 
 fn revision(json: &[u8]) -> String {
-    serde_json::from_slice::<sampan_api::object::Envelope>(json).map(|one| one.metadata.resource_version).unwrap_or_default()
+    serde_json::from_slice::<sampan_api::object::Envelope>(json)
+        .map(|one| one.metadata.resource_version)
+        .unwrap_or_default()
 }

@@ -82,7 +82,11 @@ impl Drop for Stream {
     }
 }
 
-pub(crate) async fn watch(call: Arc<Call>, format: Format, kind: &Arc<Kind>) -> Result<Response<ResponseBody>, Failure> {
+pub(crate) async fn watch(
+    call: Arc<Call>,
+    format: Format,
+    kind: &Arc<Kind>,
+) -> Result<Response<ResponseBody>, Failure> {
     let options = ListOptions::parse(&call.info, kind)?;
     let config = &call.server.config;
     let store = &config.store;
@@ -273,7 +277,7 @@ impl Stream {
                 let headers = !std::mem::replace(&mut self.headers_sent, true);
                 table::of_bookmark(&self.call, version, &self.kind, &object, headers)
             }
-            _ => respond::made(self.format, &as_served(&self.kind), &json, false),
+            _ => respond::in_form(self.format, &self.kind, &json, false),
         };
         match object {
             Ok(bytes) => framed(self.format.wire, Type::Bookmark, bytes.into()),
@@ -283,13 +287,6 @@ impl Stream {
             }
         }
     }
-}
-
-/// The kind for bytes that are in the served version already.
-fn as_served(kind: &Kind) -> Kind {
-    let mut served = kind.clone();
-    served.storage = served.gvk.clone();
-    served
 }
 
 /// The same object under another revision.
@@ -336,7 +333,6 @@ fn status_frame(format: Format, failure: &Failure) -> Chunk {
     };
     framed(format.wire, Type::Error, object)
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -3,11 +3,12 @@
 
 use std::sync::Arc;
 
+use crate::interim::{default, meta, schema};
 use bytes::Bytes;
 use sampan_api::apply::{self, ApplyError, Writer};
 use sampan_api::error::FieldErrorKind;
 use sampan_api::strategy::{self, Strategy};
-use sampan_api::{Failure, FieldErrors, FieldPath, Kind, Reason, codec, default, meta, object, schema};
+use sampan_api::{Failure, FieldErrors, FieldPath, Kind, Reason, codec, object};
 use sampan_store::{Check, CommitError, Committed, Entry, Expect, Key, Payload, Txn, Write};
 use serde_json::Value;
 
@@ -97,7 +98,10 @@ pub(crate) fn decode(
     validation: FieldValidation,
 ) -> Result<Value, Failure> {
     let (api_version, name) = codec::type_meta(media(wire), body).map_err(|error| {
-        Failure::bad_request(format!("the object provided is unrecognized (must be of type {}): {error}", kind.gvk.kind))
+        Failure::bad_request(format!(
+            "the object provided is unrecognized (must be of type {}): {error}",
+            kind.gvk.kind
+        ))
     })?;
     let expected = kind.gvk.api_version();
     if !name.is_empty() && name != kind.gvk.kind {
@@ -212,7 +216,8 @@ pub(crate) async fn create_owned(target: &Target<'_>, mut tree: Value) -> Result
     begin_metadata(target, &mut tree);
     // Generated names clash once in a hundred thousand; as upstream, give up after eight.
     for _ in 0..8 {
-        let generated = object::name(&tree).is_empty() && !object::text(&tree, &["metadata", "generateName"]).is_empty();
+        let generated =
+            object::name(&tree).is_empty() && !object::text(&tree, &["metadata", "generateName"]).is_empty();
         let mut tree = tree.clone();
         if generated {
             let base = object::text(&tree, &["metadata", "generateName"]);
@@ -444,7 +449,8 @@ pub(crate) async fn update(
         }
         let ended = object::lookup(&new, &["metadata", "deletionTimestamp"]).is_some()
             && !namespaces::has_finalizers(kind, &new)
-            && object::lookup(&old, &["metadata", "deletionGracePeriodSeconds"]).and_then(Value::as_i64).unwrap_or(0) == 0;
+            && object::lookup(&old, &["metadata", "deletionGracePeriodSeconds"]).and_then(Value::as_i64).unwrap_or(0)
+                == 0;
         let payload = payload(kind, &new);
         txn.checks.insert(0, Check { key: entry.key.clone(), expect: Expect::Modified(entry.modified) });
         txn.writes.insert(
@@ -501,7 +507,12 @@ fn keep(target: &Target<'_>, old: &Value, new: &mut Value) {
         };
     };
     for field in [
-        "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "resourceVersion",
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+        "resourceVersion",
         "generateName",
     ] {
         from_old(new, field);
@@ -547,7 +558,8 @@ fn resized(old: &Value, new: &mut Value) {
         let sent = new.pointer(&format!("/spec/{list}")).and_then(Value::as_array);
         for container in containers {
             let same = |one: &&Value| one.get("name") == container.get("name");
-            let Some(resources) = sent.and_then(|sent| sent.iter().find(same)).and_then(|one| one.get("resources")) else {
+            let Some(resources) = sent.and_then(|sent| sent.iter().find(same)).and_then(|one| one.get("resources"))
+            else {
                 continue;
             };
             container["resources"] = resources.clone();
