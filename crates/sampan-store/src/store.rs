@@ -387,7 +387,11 @@ impl Committer {
         let mut trim_at: Option<Instant> = None;
         loop {
             match self.step(&mut queue, &mut phase, trim_at).await {
-                Step::Batch(batch) => self.commit(batch).await,
+                Step::Batch(batch) => {
+                    self.commit(batch).await;
+                    // Those just answered often write again: let them, so that the next sync covers them too.
+                    tokio::task::yield_now().await;
+                }
                 Step::Tail(transactions) => drop(self.receive(transactions, &mut VecDeque::new())),
                 Step::Trim => {}
                 Step::End => break,
