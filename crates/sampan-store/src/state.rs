@@ -319,6 +319,11 @@ impl Inner {
         at: Revision,
     ) -> impl Iterator<Item = (&'a Key, &'a Arc<Entry>)> + use<'a> {
         let end = prefix_end(prefix);
+        let lower = match (&end, lower) {
+            // A page may be asked for after a key behind the prefix; the map takes no bounds that cross.
+            (Some(end), Bound::Excluded(after)) if after >= end.as_str() => Bound::Included(end.as_str()),
+            _ => lower,
+        };
         let bounds = (lower, end.as_deref().map_or(Bound::Unbounded, Bound::Excluded));
         let mut live = self.live.range::<str, _>(bounds).peekable();
         // At the newest revision the past has nothing to say.
