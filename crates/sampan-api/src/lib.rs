@@ -5,6 +5,7 @@
 //! they are being written and canonical JSON bytes everywhere else.
 
 pub mod codec;
+pub mod default;
 pub mod error;
 pub mod kind;
 pub mod meta;
