@@ -7,6 +7,7 @@
 pub mod apply;
 pub mod codec;
 pub mod duration;
+pub mod default;
 pub mod error;
 pub mod kind;
 pub mod meta;
