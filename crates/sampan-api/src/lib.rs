@@ -6,6 +6,7 @@
 
 pub mod error;
 pub mod kind;
+pub mod labels;
 pub mod object;
 pub mod schema;
 pub mod strategy;
