@@ -73,8 +73,7 @@ struct LabelSelector {
 impl From<LabelSelector> for Selector {
     fn from(written: LabelSelector) -> Self {
         let equal = written.match_labels.unwrap_or_default().into_iter();
-        let mut requirements: Vec<Requirement> =
-            equal.map(|(key, value)| Requirement::equals(key, value)).collect();
+        let mut requirements: Vec<Requirement> = equal.map(|(key, value)| Requirement::equals(key, value)).collect();
         requirements.extend(written.match_expressions.unwrap_or_default());
         Self { requirements }
     }

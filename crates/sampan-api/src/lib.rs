@@ -8,6 +8,7 @@ pub mod error;
 pub mod kind;
 pub mod labels;
 pub mod object;
+pub mod quantity;
 pub mod schema;
 pub mod strategy;
 
