@@ -15,7 +15,7 @@ use serde::{Deserialize, Deserializer};
 use crate::engine::requirements::{
     HostPort, NodeTerm, PodTerm, Preferred, Requirements, SpreadConstraint, Toleration, Weighted,
 };
-use crate::engine::resources::{CPU, EPHEMERAL_STORAGE, MEMORY, Requests};
+use crate::engine::resources::{CPU, MEMORY, Requests};
 
 /// A pod as the scheduler sees it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -524,6 +524,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::engine::resources::EPHEMERAL_STORAGE;
 
     fn pod(spec: Value) -> Pod {
         let object = json!({"metadata": {"name": "a", "namespace": "n", "labels": {"app": "web"}}, "spec": spec});

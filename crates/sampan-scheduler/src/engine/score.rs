@@ -81,7 +81,7 @@ fn images(nodes: &Nodes, node: &Node, requirements: &Requirements) -> u64 {
     let all = nodes.count().max(1) as i64;
     let present = requirements.images.iter().map(|wanted| {
         let name = normalized(wanted);
-        let image = node.images.iter().find(|image| image.names.iter().any(|one| *one == name));
+        let image = node.images.iter().find(|image| image.names.contains(&name));
         image.map_or(0, |image| image.size_bytes.max(0) / all * i64::from(nodes.image_nodes(&name)))
     });
     let bytes: i64 = present.sum();
