@@ -197,13 +197,11 @@ impl Context {
         Ok(decode(&answer).unwrap_or_default())
     }
 
-    /// In order; stops at the first failure.
-    pub async fn perform_all(&self, actions: &[Action]) -> Result<u64, Error> {
-        let mut newest = 0;
-        for action in actions {
-            newest = newest.max(self.perform(action).await?.metadata.revision());
-        }
-        Ok(newest)
+    /// The resource version of the server's present state.
+    pub async fn head(&self, resource: Resource, namespace: &str) -> Result<u64, Error> {
+        let options = ListOptions { limit: Some(1), ..ListOptions::default() };
+        let list = self.client.list_raw(&resource.target(&Key::new(namespace, "")), &options).await?;
+        Ok(list.resource_version.parse().unwrap_or(0))
     }
 }
 

@@ -4,7 +4,11 @@
 //! rest performs the writes. They patch, create and delete; they never put a typed object back.
 
 pub mod conditions;
+pub mod deployment;
 pub mod framework;
 pub mod ownership;
 pub mod replicaset;
 pub mod views;
+
+#[cfg(test)]
+mod testing;

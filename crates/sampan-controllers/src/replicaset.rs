@@ -292,6 +292,10 @@ impl ReplicaSets {
                     }
                     Err(error) if error.is_namespace_terminating() => return Ok(()),
                     Err(error) => {
+                        if error.status().is_none() {
+                            // The pod may be there: decide again when the cache has caught up with the server.
+                            self.expectations.wrote(key, self.context.head(PODS, &key.namespace).await?);
+                        }
                         let message = format!("Error creating: {error}");
                         self.context.recorder.warning(&about, "FailedCreate", message);
                         return Err(error);
