@@ -79,6 +79,12 @@ impl Version {
         &self.set.metadata.name
     }
 
+    /// Available pods, as far as they will stay: the status of a ReplicaSet that was just sized down still counts those that
+    /// are about to go.
+    fn available(&self) -> i32 {
+        self.set.status.available_replicas.min(self.replicas)
+    }
+
     fn revision(&self) -> i64 {
         revision_of(&self.set.metadata.annotations)
     }

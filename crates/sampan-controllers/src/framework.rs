@@ -298,6 +298,8 @@ pub struct Expectations(Mutex<BTreeMap<Key, Expected>>);
 pub struct Expected {
     /// Wait until the cache has seen this resource version.
     pub revision: u64,
+    /// The answer to a write was lost: it may have been carried out, at a revision not known.
+    pub unknown: bool,
     /// Objects, by UID, that we have deleted: dead to us whatever the cache says.
     pub doomed: BTreeSet<String>,
 }
@@ -317,8 +319,21 @@ impl Expectations {
         expected.revision = expected.revision.max(revision);
     }
 
+    /// The next decision must ask the server how far it is, and wait for that.
+    pub fn unknown(&self, key: &Key) {
+        self.lock().entry(key.clone()).or_default().unknown = true;
+    }
+
     pub fn deleted(&self, key: &Key, uid: &str) {
         self.lock().entry(key.clone()).or_default().doomed.insert(uid.to_owned());
+    }
+
+    /// The server is at `head`: whatever was carried out is before it.
+    pub fn known(&self, key: &Key, head: u64) {
+        self.wrote(key, head);
+        if let Some(expected) = self.lock().get_mut(key) {
+            expected.unknown = false;
+        }
     }
 
     /// Forgets the doomed objects that `gone` says the cache knows about.

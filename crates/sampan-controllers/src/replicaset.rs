@@ -283,6 +283,7 @@ impl ReplicaSets {
         while left > 0 {
             batch = batch.min(left);
             let outcomes = futures::future::join_all((0..batch).map(|_| self.context.perform(&action))).await;
+            let mut failure = None;
             for outcome in outcomes {
                 match outcome {
                     Ok(pod) => {
@@ -290,17 +291,21 @@ impl ReplicaSets {
                         let message = format!("Created pod: {}", pod.metadata.name);
                         self.context.recorder.normal(&about, "SuccessfulCreate", message);
                     }
-                    Err(error) if error.is_namespace_terminating() => return Ok(()),
                     Err(error) => {
                         if error.status().is_none() {
-                            // The pod may be there: decide again when the cache has caught up with the server.
-                            self.expectations.wrote(key, self.context.head(PODS, &key.namespace).await?);
+                            self.expectations.unknown(key);
                         }
-                        let message = format!("Error creating: {error}");
-                        self.context.recorder.warning(&about, "FailedCreate", message);
-                        return Err(error);
+                        failure = Some(error);
                     }
                 }
+            }
+            match failure {
+                Some(error) if error.is_namespace_terminating() => return Ok(()),
+                Some(error) => {
+                    self.context.recorder.warning(&about, "FailedCreate", format!("Error creating: {error}"));
+                    return Err(error);
+                }
+                None => {}
             }
             left -= batch;
             batch *= 2;
@@ -341,13 +346,14 @@ impl Reconciler for ReplicaSets {
             self.expectations.forget(key);
             return Ok(None);
         };
-        let known: BTreeMap<String, Arc<Pod>> = {
-            let expected = self.expectations.get(key);
-            if self.pods.seen() < expected.revision {
-                return Ok(Some(STALE));
-            }
-            self.pods.list_in(&key.namespace).into_iter().map(|(_, pod)| (pod.metadata.uid.clone(), pod)).collect()
-        };
+        if self.expectations.get(key).unknown {
+            self.expectations.known(key, self.context.head(PODS, &key.namespace).await?);
+        }
+        if self.pods.seen() < self.expectations.get(key).revision {
+            return Ok(Some(STALE));
+        }
+        let known: BTreeMap<String, Arc<Pod>> =
+            self.pods.list_in(&key.namespace).into_iter().map(|(_, pod)| (pod.metadata.uid.clone(), pod)).collect();
         self.expectations.settle(key, |uid| known.get(uid).is_none_or(|pod| pod.terminating()));
         let expected = self.expectations.get(key);
         let mut pods: Vec<Arc<Pod>> = known.into_values().collect();

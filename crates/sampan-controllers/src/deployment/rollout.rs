@@ -53,7 +53,7 @@ impl Pass<'_> {
         let old_total: i32 = self.old.iter().map(|version| version.replicas).sum();
         let Some(new) = self.new.as_ref().filter(|_| old_total > 0) else { return false };
         let least = self.wanted() - self.max_unavailable();
-        let new_unavailable = new.replicas - new.set.status.available_replicas;
+        let new_unavailable = new.replicas - new.available();
         let budget = self.total() - least - new_unavailable;
         if budget <= 0 {
             return false;
@@ -61,7 +61,7 @@ impl Pass<'_> {
         let mut done = 0;
         for at in 0..self.old.len() {
             let version = &self.old[at];
-            let unhealthy = version.replicas - version.set.status.available_replicas;
+            let unhealthy = version.replicas - version.available();
             let down = unhealthy.min(budget - done);
             if version.replicas > 0 && down > 0 {
                 let target = version.replicas - down;
@@ -69,7 +69,7 @@ impl Pass<'_> {
                 done += down;
             }
         }
-        let available: i32 = self.all().map(|version| version.set.status.available_replicas).sum();
+        let available: i32 = self.all().map(Version::available).sum();
         let mut left = available - least;
         for at in 0..self.old.len() {
             let down = self.old[at].replicas.min(left);

@@ -23,6 +23,11 @@ enum User {
     Wait(u64),
 }
 
+fn rolls() -> impl Strategy<Value = History> {
+    let user = prop_oneof![(0..3i32).prop_map(User::Image), (0..3000u64).prop_map(User::Wait)];
+    (history(), prop::collection::vec(user, 1..8)).prop_map(|(history, users)| History { users, ..history })
+}
+
 #[derive(Clone, Debug)]
 struct History {
     seed: u64,
@@ -104,6 +109,42 @@ fn owned_by_sets(objects: &BTreeMap<Id, Value>) -> (i64, BTreeMap<&str, &Value>)
     (total, pods.map(|((.., name), pod)| (name.as_str(), pod)).collect())
 }
 
+/// A ReplicaSet never has more active pods than it ever asked for.
+fn no_pod_twice(objects: &BTreeMap<Id, Value>, sizes: &mut BTreeMap<String, i64>) {
+    let mut active: BTreeMap<&str, i64> = BTreeMap::new();
+    for ((resource, ..), object) in objects {
+        if resource == "replicasets" {
+            let asked = object["spec"]["replicas"].as_i64().unwrap_or(0);
+            let size = sizes.entry(sampan_api::object::uid(object).to_owned()).or_default();
+            *size = asked.max(*size);
+        } else if resource == "pods"
+            && object["metadata"]["deletionTimestamp"].is_null()
+            && object["status"]["phase"] != "Failed"
+            && let Some(owner) = object["metadata"]["ownerReferences"][0]["uid"].as_str()
+        {
+            *active.entry(owner).or_default() += 1;
+        }
+    }
+    for (owner, count) in active {
+        if let Some(size) = sizes.get(owner) {
+            assert!(count <= *size, "{count} pods for a ReplicaSet that asked for {size}");
+        }
+    }
+}
+
+/// Waits until nothing changes any more.
+async fn rest(api: &Api) -> Result<(), TestCaseError> {
+    let limit = api.clock.instant() + Duration::from_secs(300);
+    let mut quiet = (api_revision(api), 0);
+    while quiet.1 < 40 {
+        prop_assert!(api.clock.instant() < limit, "does not come to rest");
+        api.clock.sleep(Duration::from_millis(100)).await;
+        let revision = api_revision(api);
+        quiet = if revision == quiet.0 { (revision, quiet.1 + 1) } else { (revision, 0) };
+    }
+    Ok(())
+}
+
 async fn run(history: History) -> Result<u64, TestCaseError> {
     let clock = Clock::simulated("2030-01-01T00:00:00Z".parse().expect("a timestamp"));
     let dice = Dice::seeded(history.seed);
@@ -123,8 +164,18 @@ async fn run(history: History) -> Result<u64, TestCaseError> {
     // The largest number wanted lately bounds what may exist: a change of spec is not seen at once.
     let wanted = Arc::new(std::sync::Mutex::new((history.replicas, history.replicas)));
     let bound = wanted.clone();
+    // How many available pods there must be at least; set once the first rollout is through.
+    let floor = Arc::new(std::sync::atomic::AtomicI32::new(0));
+    let least = floor.clone();
+    let sizes = std::sync::Mutex::new(BTreeMap::<String, i64>::new());
     api.watch_over(move |objects| {
         let (_, most) = *bound.lock().expect("lock");
+        no_pod_twice(objects, &mut sizes.lock().expect("lock"));
+        let available = objects.iter().filter(|((resource, ..), pod)| {
+            resource == "pods" && pod["status"]["phase"] == "Running" && pod["metadata"]["deletionTimestamp"].is_null()
+        });
+        let least = least.load(std::sync::atomic::Ordering::Relaxed) as usize;
+        assert!(available.count() >= least, "fewer than {least} pods are available");
         let (total, pods) = owned_by_sets(objects);
         assert!(total <= i64::from(most + surge), "ReplicaSets ask for {total} pods, at most {most}+{surge} are allowed");
         assert!(pods.contains_key("stranger") && pods.contains_key("foreign"), "a pod of somebody else was touched");
@@ -141,6 +192,12 @@ async fn run(history: History) -> Result<u64, TestCaseError> {
     let _deployments = Deployments::start(context("deployment-controller"), deployments, sets, pods);
     let mut group = sampan_base::task::Group::default();
     group.spawn("nodes", nodes(api.clone()));
+    let only_rolls = history.users.iter().all(|user| matches!(user, User::Image(_) | User::Wait(_)));
+    if only_rolls {
+        rest(&api).await?;
+        let unavailable = unavailable.min(history.replicas);
+        floor.store(history.replicas - unavailable, std::sync::atomic::Ordering::Relaxed);
+    }
     for user in history.users {
         match user {
             User::Scale(replicas) => {
@@ -175,14 +232,7 @@ async fn run(history: History) -> Result<u64, TestCaseError> {
     api.calm();
     api.put("deployments", "n", "web", |object| object["spec"]["paused"] = false.into());
     let goal = i64::from(wanted.lock().expect("lock").0);
-    let limit = clock.instant() + Duration::from_secs(300);
-    let mut quiet = (api_revision(&api), 0);
-    while quiet.1 < 40 {
-        prop_assert!(clock.instant() < limit, "does not come to rest");
-        clock.sleep(Duration::from_millis(100)).await;
-        let revision = api_revision(&api);
-        quiet = if revision == quiet.0 { (revision, quiet.1 + 1) } else { (revision, 0) };
-    }
+    rest(&api).await?;
     let object = api.get("deployments", "n", "web").expect("the Deployment");
     let status = &object["status"];
     for count in ["replicas", "updatedReplicas", "readyReplicas", "availableReplicas"] {
@@ -201,7 +251,6 @@ async fn run(history: History) -> Result<u64, TestCaseError> {
     prop_assert!(sets.len() <= 1 + 2, "more history than asked for: {}", sets.len());
     let newest = sets.iter().map(|set| revision(set)).max();
     prop_assert_eq!(Some(revision(&object)), newest);
-    let _ = unavailable;
     Ok(api_revision(&api))
 }
 
@@ -227,6 +276,11 @@ proptest! {
 
     #[test]
     fn any_history_stays_in_bounds_and_comes_to_rest(history in history()) {
+        simulate(history)?;
+    }
+
+    #[test]
+    fn rolling_keeps_enough_pods_available(history in rolls()) {
         simulate(history)?;
     }
 }
