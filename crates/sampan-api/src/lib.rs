@@ -14,6 +14,8 @@ pub mod meta;
 pub mod names;
 pub mod object;
 pub mod patch;
+pub mod labels;
+pub mod object;
 pub mod quantity;
 pub mod schema;
 pub mod selector;
