@@ -1,1 +1,5 @@
-//! placeholder
+//! The agent of one machine: what a kubelet is.
+
+pub mod pod;
+pub mod quantity;
+pub mod resources;

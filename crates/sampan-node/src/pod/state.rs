@@ -323,7 +323,11 @@ impl State {
         self.runs(name, None).filter(|run| run.id != latest.id).max_by_key(|run| (run.config.attempt, run.created_at))
     }
 
-    fn runs<'a>(&'a self, name: &'a str, sandbox: Option<&'a str>) -> impl Iterator<Item = &'a ContainerStatus> {
+    fn runs<'s, 'n>(
+        &'s self,
+        name: &'n str,
+        sandbox: Option<&'n str>,
+    ) -> impl Iterator<Item = &'s ContainerStatus> + use<'s, 'n> {
         let starting = self.busy.get(&Op::Start(name.to_owned())).copied();
         self.containers.values().filter(move |run| {
             run.config.name == name
