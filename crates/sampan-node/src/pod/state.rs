@@ -119,6 +119,8 @@ impl Action {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Fact {
     Sandbox(SandboxStatus),
+    /// The sandbox's holder is gone.
+    SandboxLost(String),
     /// The sandbox has been stopped for good: nothing in it runs any more.
     SandboxStopped(String),
     SandboxGone(String),
@@ -254,6 +256,11 @@ impl State {
         match fact {
             Fact::Sandbox(status) => {
                 self.sandboxes.insert(status.id.clone(), status);
+            }
+            Fact::SandboxLost(id) => {
+                if let Some(sandbox) = self.sandboxes.get_mut(&id) {
+                    sandbox.ready = false;
+                }
             }
             Fact::SandboxStopped(id) => {
                 self.addresses.remove(&id);
