@@ -31,7 +31,12 @@ impl Pods {
 
     /// The pod of this name; of several (an old one still stopping) the one that is not being deleted.
     pub fn find(&self, namespace: &str, name: &str) -> Option<worker::Snapshot> {
-        let found = self.lock().values().map(Handle::look).filter(|one| one.pod.namespace() == namespace && one.pod.name() == name).collect::<Vec<_>>();
+        let found = self
+            .lock()
+            .values()
+            .map(Handle::look)
+            .filter(|one| one.pod.namespace() == namespace && one.pod.name() == name)
+            .collect::<Vec<_>>();
         found.into_iter().max_by_key(|one| (one.pod.deletion().is_none(), one.pod.metadata.creation_timestamp.clone()))
     }
 
@@ -62,14 +67,19 @@ pub struct Agent {
 impl Agent {
     /// Runs until the runtime can't be listed at the start; later failures are retried. `ready` is told when every pod
     /// that was here has its worker.
-    pub async fn run(node: Arc<Node>, pods: Pods, ready: oneshot::Sender<()>) -> Result<std::convert::Infallible, NodeError> {
+    pub async fn run(
+        node: Arc<Node>,
+        pods: Pods,
+        ready: oneshot::Sender<()>,
+    ) -> Result<std::convert::Infallible, NodeError> {
         let parts = node.parts.clone();
         // Before the first list, so that no end falls between.
         let mut events = parts.runtime.events();
         let (ended, mut over) = mpsc::unbounded_channel();
         let mut agent = Self { node: node.clone(), pods, found: BTreeMap::new(), ended };
         agent.found = agent.list().await?;
-        let live: Vec<String> = agent.found.values().flat_map(|one| one.sandboxes.iter()).map(|one| one.id.clone()).collect();
+        let live: Vec<String> =
+            agent.found.values().flat_map(|one| one.sandboxes.iter()).map(|one| one.id.clone()).collect();
         if let Err(error) = parts.network.sweep(&live).await {
             tracing::warn!(%error, "cannot free addresses of pods that are gone");
         }

@@ -61,15 +61,15 @@ pub async fn container_config(
 ) -> Result<ContainerConfig, Trouble> {
     let trouble = |message: String| Trouble { reason: "CreateContainerConfigError", message };
     let around = node.surroundings(pod, addresses);
-    let env = environment::make(pod, container, &node.objects, &around)
-        .await
-        .map_err(|error| trouble(error.to_string()))?;
+    let env =
+        environment::make(pod, container, &node.objects, &around).await.map_err(|error| trouble(error.to_string()))?;
     let lookup = |name: &str| env.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
     let expanded = |words: &Option<Vec<String>>| -> Vec<String> {
         words.iter().flatten().map(|word| expand(word, lookup)).collect()
     };
     let profiles = node.config.root.join("seccomp");
-    let security = security::make(pod, container, &image.config, &profiles).map_err(|error| trouble(error.to_string()))?;
+    let security =
+        security::make(pod, container, &image.config, &profiles).map_err(|error| trouble(error.to_string()))?;
     let message = message_file(node, pod.uid(), &container.name, attempt);
     let mounts = mounts(node, pod, container, mounted, &message, lookup).map_err(trouble)?;
     let labels = [
@@ -113,8 +113,11 @@ fn mounts<'a>(
     }
     let taken = |target: &str| mounts.iter().any(|mount| mount.target == Path::new(target));
     let (hosts, resolver) = shared_files(&node.pod_directory(pod.uid()));
-    let message_path =
-        container.termination_message_path.as_deref().filter(|path| !path.is_empty()).unwrap_or(TERMINATION_MESSAGE_PATH);
+    let message_path = container
+        .termination_message_path
+        .as_deref()
+        .filter(|path| !path.is_empty())
+        .unwrap_or(TERMINATION_MESSAGE_PATH);
     let own: Vec<Mount> = [(hosts.as_path(), "/etc/hosts"), (&resolver, "/etc/resolv.conf"), (message, message_path)]
         .into_iter()
         .filter(|(_, target)| !taken(target))
@@ -136,7 +139,10 @@ fn volume_mount<'a>(
     lookup: impl Fn(&str) -> Option<&'a str>,
 ) -> Result<Mount, String> {
     let name = &mount.name;
-    let source = mounted.paths.get(name).ok_or_else(|| format!("cannot find volume {name:?} to mount into container {:?}", container.name))?;
+    let source = mounted
+        .paths
+        .get(name)
+        .ok_or_else(|| format!("cannot find volume {name:?} to mount into container {:?}", container.name))?;
     let sub = match (&mount.sub_path_expr, &mount.sub_path) {
         (Some(text), _) if !text.is_empty() => expand(text, lookup),
         (_, Some(text)) => text.clone(),
@@ -145,10 +151,12 @@ fn volume_mount<'a>(
     let source = if sub.is_empty() {
         source.clone()
     } else {
-        subpath::resolve(source, &sub)
-            .map_err(|error| format!("failed to prepare subPath for volumeMount {name:?} of container {:?}: {error}", container.name))?
+        subpath::resolve(source, &sub).map_err(|error| {
+            format!("failed to prepare subPath for volumeMount {name:?} of container {:?}: {error}", container.name)
+        })?
     };
-    let target = if mount.mount_path.starts_with('/') { mount.mount_path.clone() } else { format!("/{}", mount.mount_path) };
+    let target =
+        if mount.mount_path.starts_with('/') { mount.mount_path.clone() } else { format!("/{}", mount.mount_path) };
     Ok(Mount {
         source,
         target: target.into(),

@@ -141,8 +141,7 @@ mod tests {
         assert_eq!(get("status.podIPs").as_deref(), Ok("10.0.0.2,fd00::2"));
         assert_eq!(get("spec.nope"), Err(Error::Field("spec.nope".into())));
         let ask = |name: &str, divisor: Option<&str>| {
-            let divisor = divisor
-                .map(|text| k8s_openapi::apimachinery::pkg::api::resource::Quantity(text.to_owned()));
+            let divisor = divisor.map(|text| k8s_openapi::apimachinery::pkg::api::resource::Quantity(text.to_owned()));
             let selector = ResourceFieldSelector { resource: name.into(), divisor, container_name: None };
             resource(&pod, Some(&pod.containers()[0]), &selector, &around)
         };

@@ -105,9 +105,10 @@ async fn from_source(
     }
     let namespace = pod.namespace();
     if let Some(selector) = &source.config_map_key_ref {
-        let found = objects.config_map(namespace, &selector.name).await.map(|map| {
-            map.data.as_ref().and_then(|data| data.get(&selector.key)).cloned()
-        });
+        let found = objects
+            .config_map(namespace, &selector.name)
+            .await
+            .map(|map| map.data.as_ref().and_then(|data| data.get(&selector.key)).cloned());
         return keyed(found, selector.optional, &selector.key, "ConfigMap", namespace, &selector.name);
     }
     if let Some(selector) = &source.secret_key_ref {

@@ -75,7 +75,8 @@ fn trouble(reason: &'static str) -> impl Fn(Error) -> Trouble {
 
 impl Context {
     fn container(&self, name: &str) -> Result<&Container, Trouble> {
-        let gone = || Trouble { reason: "CreateContainerConfigError", message: format!("container {name:?} not found") };
+        let gone =
+            || Trouble { reason: "CreateContainerConfigError", message: format!("container {name:?} not found") };
         self.pod.container(name).ok_or_else(gone)
     }
 
@@ -120,7 +121,10 @@ impl Context {
         let list = node.parts.runtime.sandboxes().await.map_err(trouble("FailedCreatePodSandBox"))?;
         let netns = list.into_iter().find(|one| one.id == sandbox).and_then(|one| one.netns);
         let Some(netns) = netns else {
-            return Err(Trouble { reason: "FailedCreatePodSandBox", message: "the sandbox has no network namespace".into() });
+            return Err(Trouble {
+                reason: "FailedCreatePodSandBox",
+                message: "the sandbox has no network namespace".into(),
+            });
         };
         let link = PodLink { sandbox, netns: &netns, namespace: pod.namespace(), name: pod.name() };
         match node.parts.network.attach(&link).await {
@@ -184,7 +188,10 @@ impl Context {
         };
         let found = node.parts.images.get(image).await.map_err(trouble("CreateContainerError")).map_err(failed)?;
         let image = found
-            .ok_or_else(|| Trouble { reason: "CreateContainerError", message: format!("image {image} is not here any more") })
+            .ok_or_else(|| Trouble {
+                reason: "CreateContainerError",
+                message: format!("image {image} is not here any more"),
+            })
             .map_err(failed)?;
         if pod.host_network() {
             self.write_names(&[]).await.map_err(failed)?;
@@ -276,7 +283,11 @@ impl Context {
     async fn stop_sandbox(&self, id: &str, facts: &mut Vec<Fact>) -> Result<(), Trouble> {
         let Self { node, .. } = self;
         let parts = &node.parts;
-        parts.network.detach(id).await.map_err(|error| Trouble { reason: "FailedKillPod", message: error.to_string() })?;
+        parts
+            .network
+            .detach(id)
+            .await
+            .map_err(|error| Trouble { reason: "FailedKillPod", message: error.to_string() })?;
         parts.runtime.stop_sandbox(id).await.map_err(trouble("FailedKillPod"))?;
         let containers = parts.runtime.containers().await.map_err(trouble("FailedKillPod"))?;
         for container in containers.into_iter().filter(|container| container.sandbox == id) {
@@ -295,8 +306,11 @@ impl Context {
     async fn delete(&self, facts: &mut Vec<Fact>) -> Result<(), Trouble> {
         let Self { node, pod, .. } = self;
         let preconditions = Preconditions { uid: Some(pod.uid().into()), resource_version: None };
-        let options =
-            DeleteOptions { grace_period_seconds: Some(0), preconditions: Some(preconditions), ..DeleteOptions::default() };
+        let options = DeleteOptions {
+            grace_period_seconds: Some(0),
+            preconditions: Some(preconditions),
+            ..DeleteOptions::default()
+        };
         let target = Target::of::<Pod>(Some(pod.namespace())).name(pod.name());
         match node.parts.client.delete(&target, &options).await {
             Ok(_) => Ok(()),

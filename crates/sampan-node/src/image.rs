@@ -27,7 +27,8 @@ pub async fn ensure(
     let name = container.image.as_deref().unwrap_or_default();
     let trouble = |reason: &'static str, message: String| Trouble { reason, message };
     if let Err(error) = Reference::parse(name) {
-        let message = format!("Failed to apply default image tag {name:?}: couldn't parse image name {name:?}: {error}");
+        let message =
+            format!("Failed to apply default image tag {name:?}: couldn't parse image name {name:?}: {error}");
         events.warning(Some(container), "InspectFailed", &message);
         return Err(trouble("InvalidImageName", message));
     }
@@ -43,8 +44,7 @@ pub async fn ensure(
             return Err(trouble("ErrImageNeverPull", message));
         }
         ("Never" | "IfNotPresent", Some(image)) => {
-            let message =
-                format!("Container image {name:?} already present on machine and can be accessed by the pod");
+            let message = format!("Container image {name:?} already present on machine and can be accessed by the pod");
             events.normal(Some(container), "Pulled", &message);
             return Ok(image.id);
         }
@@ -156,7 +156,9 @@ async fn credentials(objects: &Objects, pod: &Pod, image: &str) -> Vec<RegistryA
                     .filter(|(pattern, _)| matches(pattern, image))
                     .map(|(pattern, auth)| (pattern.len(), auth.into_registry())),
             ),
-            Err(error) => tracing::warn!(pod = pod.full_name(), secret = reference.name, %error, "unreadable pull secret"),
+            Err(error) => {
+                tracing::warn!(pod = pod.full_name(), secret = reference.name, %error, "unreadable pull secret")
+            }
         }
     }
     found.sort_by_key(|(length, _)| std::cmp::Reverse(*length));

@@ -35,6 +35,11 @@ mod security;
 mod volumes;
 mod worker;
 
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
 use std::convert::Infallible;
 
 pub use config::{Heartbeat, NodeConfig, NodeError, Parts};

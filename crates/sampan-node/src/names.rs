@@ -115,11 +115,8 @@ impl Resolver {
 pub fn resolver(pod: &Pod, machine: &Resolver, cluster: &[IpAddr], domain: &str) -> Resolver {
     let spec = pod.spec_ref();
     let of_cluster = || {
-        let mut searches = vec![
-            format!("{}.svc.{domain}", pod.namespace()),
-            format!("svc.{domain}"),
-            domain.to_owned(),
-        ];
+        let mut searches =
+            vec![format!("{}.svc.{domain}", pod.namespace()), format!("svc.{domain}"), domain.to_owned()];
         searches.extend(machine.searches.iter().cloned());
         Resolver {
             nameservers: cluster.iter().map(ToString::to_string).collect(),
@@ -175,7 +172,9 @@ mod tests {
         assert!(text.ends_with("10.0.0.9\tdb.dbs.ns.svc.cluster.local\tdb\n"), "{text}");
         let full = pod(json!({"containers": [], "subdomain": "dbs", "setHostnameAsFQDN": true}));
         assert_eq!(hostname(&full, "node", "cluster.local"), "web-0.dbs.ns.svc.cluster.local");
-        let host = pod(json!({"containers": [], "hostNetwork": true, "hostAliases": [{"ip": "1.2.3.4", "hostnames": ["a", "b"]}]}));
+        let host = pod(
+            json!({"containers": [], "hostNetwork": true, "hostAliases": [{"ip": "1.2.3.4", "hostnames": ["a", "b"]}]}),
+        );
         assert_eq!(hostname(&host, "node", "cluster.local"), "node");
         let text = hosts(&host, &[], "node", "cluster.local", Some("127.0.0.1 localhost\n"));
         assert!(text.contains("127.0.0.1 localhost\n\n# Entries added by HostAliases.\n1.2.3.4\ta\tb\n"), "{text}");

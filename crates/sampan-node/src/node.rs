@@ -33,11 +33,26 @@ impl Node {
     pub fn new(config: NodeConfig, parts: Parts) -> Arc<Self> {
         let Parts { client, clock, dice, .. } = parts.clone();
         let objects = Objects::new(client.clone(), clock.clone());
-        let volumes =
-            Volumes::new(config.root.clone(), config.tmpfs, objects.clone(), client.clone(), clock.clone(), dice.clone());
+        let volumes = Volumes::new(
+            config.root.clone(),
+            config.tmpfs,
+            objects.clone(),
+            client.clone(),
+            clock.clone(),
+            dice.clone(),
+        );
         let recorder = Recorder::spawn(client, "kubelet", &config.name, clock.clone(), dice);
         let machine = Machine::read(&config.root);
-        Arc::new(Self { started: clock.instant(), owners: Mutex::default(), config, parts, objects, volumes, recorder, machine })
+        Arc::new(Self {
+            started: clock.instant(),
+            owners: Mutex::default(),
+            config,
+            parts,
+            objects,
+            volumes,
+            recorder,
+            machine,
+        })
     }
 
     pub fn host_facts(&self) -> HostFacts {

@@ -126,7 +126,8 @@ impl Objects {
 
     fn informer<V: View>(&self, wanted: &Wanted) -> Informer<V> {
         let (kind, key) = wanted;
-        let options = ListOptions { field_selector: Some(format!("metadata.name={}", key.name)), ..ListOptions::default() };
+        let options =
+            ListOptions { field_selector: Some(format!("metadata.name={}", key.name)), ..ListOptions::default() };
         let namespace = Some(key.namespace.clone());
         let informer = Informer::spawn_in(self.client.clone(), kind.gvr(), namespace, options, self.clock.clone());
         let mut changes = informer.subscribe();
@@ -152,7 +153,8 @@ impl Objects {
     ) -> Result<Arc<Typed<K>>, Missing> {
         let key = Key::new(namespace, name);
         let absent = || Missing::Absent { kind, name: name.into() };
-        let informer = self.lock().get(&(kind, key.clone())).and_then(|entry| pick(&entry.followed)).ok_or_else(absent)?;
+        let informer =
+            self.lock().get(&(kind, key.clone())).and_then(|entry| pick(&entry.followed)).ok_or_else(absent)?;
         if self.clock.timeout(PATIENCE, informer.synced()).await.is_none() {
             return Err(Missing::NotYet { kind });
         }
@@ -283,4 +285,3 @@ fn environment_references(container: &Container, add: &mut impl FnMut(Kind, &str
         }
     }
 }
-

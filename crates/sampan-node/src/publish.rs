@@ -123,7 +123,13 @@ fn conditions(old: Option<&Value>, new: &Value) -> Value {
     let named = changed.map(|mut condition| {
         let before = old.iter().find(|old| type_of(old) == type_of(&condition)).and_then(Value::as_object);
         if let Some(fields) = condition.as_object_mut() {
-            for gone in before.into_iter().flat_map(Map::keys).filter(|key| !fields.contains_key(*key)).cloned().collect::<Vec<_>>() {
+            for gone in before
+                .into_iter()
+                .flat_map(Map::keys)
+                .filter(|key| !fields.contains_key(*key))
+                .cloned()
+                .collect::<Vec<_>>()
+            {
                 fields.insert(gone, Value::Null);
             }
         }

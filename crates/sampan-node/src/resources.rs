@@ -156,7 +156,11 @@ fn oom_score(pod: &Pod, container: &Container, memory_request: i64, node_memory:
         "Guaranteed" => GUARANTEED_OOM_SCORE,
         "BestEffort" => BEST_EFFORT_OOM_SCORE,
         _ => {
-            let score = if node_memory > 0 { 1000 - (1000 * i128::from(memory_request)) / i128::from(node_memory) } else { 999 };
+            let score = if node_memory > 0 {
+                1000 - (1000 * i128::from(memory_request)) / i128::from(node_memory)
+            } else {
+                999
+            };
             let score = i32::try_from(score.clamp(-1000, 1000)).unwrap_or(1000);
             // A sidecar serves the regular containers: it should not die before them.
             let floor = 1000 + GUARANTEED_OOM_SCORE;
@@ -212,7 +216,8 @@ mod tests {
 
     #[test]
     fn limits_of_containers() {
-        let pod = one(json!({"requests": {"cpu": "250m", "memory": "1Gi"}, "limits": {"cpu": "1500m", "memory": "2Gi"}}));
+        let pod =
+            one(json!({"requests": {"cpu": "250m", "memory": "1Gi"}, "limits": {"cpu": "1500m", "memory": "2Gi"}}));
         let resources = of_container(&pod, &pod.containers()[0], 4 << 30);
         assert_eq!(resources.cpu_shares, Some(256));
         assert_eq!((resources.cpu_quota_us, resources.cpu_period_us), (Some(150_000), Some(100_000)));
@@ -220,7 +225,10 @@ mod tests {
         assert_eq!(resources.oom_score_adj, Some(750));
         let idle = one(json!({}));
         let resources = of_container(&idle, &idle.containers()[0], 4 << 30);
-        assert_eq!((resources.cpu_shares, resources.cpu_quota_us, resources.oom_score_adj), (Some(2), None, Some(1000)));
+        assert_eq!(
+            (resources.cpu_shares, resources.cpu_quota_us, resources.oom_score_adj),
+            (Some(2), None, Some(1000))
+        );
     }
 
     #[test]

@@ -28,7 +28,8 @@ pub fn make(pod: &Pod, container: &Container, image: &ImageConfig, profiles: &Pa
     let of_pod = pod.spec_ref().security_context.as_ref();
     let own = container.security_context.as_ref();
     let number = |value: i64| u32::try_from(value).map_err(|_| Error::Number(value));
-    let user = own.and_then(|own| own.run_as_user).or(of_pod.and_then(|pod| pod.run_as_user)).map(number).transpose()?;
+    let user =
+        own.and_then(|own| own.run_as_user).or(of_pod.and_then(|pod| pod.run_as_user)).map(number).transpose()?;
     let group =
         own.and_then(|own| own.run_as_group).or(of_pod.and_then(|pod| pod.run_as_group)).map(number).transpose()?;
     let non_root = own.and_then(|own| own.run_as_non_root).or(of_pod.and_then(|pod| pod.run_as_non_root));
@@ -45,7 +46,8 @@ pub fn make(pod: &Pod, container: &Container, image: &ImageConfig, profiles: &Pa
     }
     let privileged = own.and_then(|own| own.privileged) == Some(true);
     let capabilities = own.and_then(|own| own.capabilities.as_ref());
-    let profile = own.and_then(|own| own.seccomp_profile.as_ref()).or(of_pod.and_then(|pod| pod.seccomp_profile.as_ref()));
+    let profile =
+        own.and_then(|own| own.seccomp_profile.as_ref()).or(of_pod.and_then(|pod| pod.seccomp_profile.as_ref()));
     Ok(Security {
         user,
         group,

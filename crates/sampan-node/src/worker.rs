@@ -37,9 +37,15 @@ pub enum Message {
     ContainerExited(String),
     SandboxExited(String),
     /// Everything the runtime has of this pod, after a gap in its events.
-    Listed { sandboxes: Vec<SandboxStatus>, containers: Vec<ContainerStatus> },
+    Listed {
+        sandboxes: Vec<SandboxStatus>,
+        containers: Vec<ContainerStatus>,
+    },
     /// The node can't run this pod.
-    Fail { reason: String, message: String },
+    Fail {
+        reason: String,
+        message: String,
+    },
 }
 
 /// What others see of a running pod.
@@ -263,7 +269,8 @@ impl Worker {
             Message::ContainerExited(id) => self.observe(&id).await,
             Message::SandboxExited(id) => {
                 self.state.learn(Fact::SandboxLost(id.clone()));
-                let inside: Vec<String> = self.state.containers.values().filter(|run| run.sandbox == id).map(|run| run.id.clone()).collect();
+                let inside: Vec<String> =
+                    self.state.containers.values().filter(|run| run.sandbox == id).map(|run| run.id.clone()).collect();
                 for id in inside {
                     self.observe(&id).await;
                 }
@@ -313,7 +320,8 @@ impl Worker {
             }
             self.looped.insert(one.container.clone(), one.run.clone());
             let (name, namespace, uid) = (self.pod.name(), self.pod.namespace(), self.pod.uid());
-            let message = format!("Back-off restarting failed container {} in pod {name}_{namespace}({uid})", one.container);
+            let message =
+                format!("Back-off restarting failed container {} in pod {name}_{namespace}({uid})", one.container);
             self.events.warning(self.pod.container(&one.container), "BackOff", &message);
         }
     }
@@ -338,9 +346,11 @@ impl Worker {
                     started_at: run.and_then(|run| run.started_at).unwrap_or_else(|| parts.clock.now()),
                 };
                 // After a restart of the agent all probes would begin at once.
-                let period = crate::pod::spec::probe(container, kind).and_then(|probe| probe.period_seconds).unwrap_or(10);
+                let period =
+                    crate::pod::spec::probe(container, kind).and_then(|probe| probe.period_seconds).unwrap_or(10);
                 let spread = Duration::from_secs(period.max(1).unsigned_abs().into()).as_millis() as u64;
-                let is_adopted = self.is_adopted && run.is_some_and(|run| run.config.attempt == self.adopted_attempt(&run.config.name));
+                let is_adopted = self.is_adopted
+                    && run.is_some_and(|run| run.config.attempt == self.adopted_attempt(&run.config.name));
                 let jitter = if is_adopted { Duration::from_millis(parts.dice.below(spread)) } else { Duration::ZERO };
                 let mut group = task::Group::default();
                 group.spawn("probe", probes::run(target, kind, self.events.clone(), jitter, self.facts.clone()));
@@ -374,7 +384,8 @@ impl Worker {
         self.publish_pause = None;
         if self.publishing.is_none() && !self.state.gone && !self.published.is(&self.state.status) {
             let patch = self.published.patch(&self.pod, &self.state.status);
-            let write = publish::write(self.node.parts.client.clone(), self.pod.clone(), self.state.status.clone(), patch);
+            let write =
+                publish::write(self.node.parts.client.clone(), self.pod.clone(), self.state.status.clone(), patch);
             self.publishing = Some(Box::pin(write));
         }
     }

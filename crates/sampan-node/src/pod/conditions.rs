@@ -9,8 +9,7 @@ use super::state::State;
 use super::status::reported;
 
 /// The types this node writes.
-pub const OWNED: [&str; 5] =
-    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+pub const OWNED: [&str; 5] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
 
 struct Verdict {
     holds: bool,
@@ -123,11 +122,7 @@ fn ready(pod: &Pod, containers: &Verdict, conditions: &[PodCondition]) -> Verdic
             Some(_) => {}
         }
     }
-    if messages.is_empty() {
-        Verdict::holds()
-    } else {
-        Verdict::fails("ReadinessGatesNotReady", messages.join(", "))
-    }
+    if messages.is_empty() { Verdict::holds() } else { Verdict::fails("ReadinessGatesNotReady", messages.join(", ")) }
 }
 
 fn initialised(pod: &Pod, status: &PodStatus) -> Verdict {

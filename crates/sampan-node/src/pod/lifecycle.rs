@@ -104,17 +104,16 @@ pub fn ending(pod: &Pod, state: &State) -> Option<Ending> {
 fn is_finished(pod: &Pod, state: &State) -> bool {
     let is_final = |container: &Container, is_init: bool| {
         !state.is_busy(&Op::Start(container.name.clone()))
-            && state.latest(&container.name, None).is_some_and(|run| {
-                state.is_over(run) && !should_restart(pod, container, is_init, state.exit_code(run))
-            })
+            && state
+                .latest(&container.name, None)
+                .is_some_and(|run| state.is_over(run) && !should_restart(pod, container, is_init, state.exit_code(run)))
     };
     // One init container that failed for good ends the pod.
     let init_failed = pod.init_containers().iter().any(|container| {
         let failed = state.latest(&container.name, None).is_some_and(|run| state.exit_code(run) != 0);
         !is_sidecar(container) && failed && is_final(container, true)
     });
-    init_failed
-        || (!pod.containers().is_empty() && pod.containers().iter().all(|container| is_final(container, false)))
+    init_failed || (!pod.containers().is_empty() && pod.containers().iter().all(|container| is_final(container, false)))
 }
 
 /// The next actions. Those in flight and those that wait out a failure are left out.
@@ -220,17 +219,22 @@ impl Planner<'_> {
     fn remove_superseded(&mut self, sandbox: Option<&str>) {
         let Some(sandbox) = sandbox else { return };
         for run in self.state.containers.values() {
-            let newer = self.state.containers.values().filter(|other| {
-                other.config.name == run.config.name && other.config.attempt > run.config.attempt
-            });
+            let newer = self
+                .state
+                .containers
+                .values()
+                .filter(|other| other.config.name == run.config.name && other.config.attempt > run.config.attempt);
             if !self.state.is_running(run) && run.sandbox == sandbox && newer.count() >= 2 {
                 self.act(Action::RemoveContainer { id: run.id.clone() });
             }
         }
         for old in self.state.sandboxes.keys().filter(|id| *id != sandbox && self.state.stopped.contains(*id)) {
-            let superseded = self.state.containers.values().filter(|run| run.sandbox == *old).all(|run| {
-                self.state.latest(&run.config.name, Some(sandbox)).is_some()
-            });
+            let superseded = self
+                .state
+                .containers
+                .values()
+                .filter(|run| run.sandbox == *old)
+                .all(|run| self.state.latest(&run.config.name, Some(sandbox)).is_some());
             if superseded {
                 self.act(Action::RemoveSandbox { id: old.clone() });
             }
@@ -303,7 +307,8 @@ impl Planner<'_> {
             attempt = run.config.attempt + 1;
             let finished = run.finished_at.unwrap_or(run.created_at);
             if run.state != ContainerState::Created
-                && let Some((until, pause)) = self.state.crashes.get(name).and_then(|crash| crash.wait(finished, self.now))
+                && let Some((until, pause)) =
+                    self.state.crashes.get(name).and_then(|crash| crash.wait(finished, self.now))
                 && !(is_init && self.state.exit_code(run) == 0)
             {
                 self.plan.looping.push(CrashLoop { container: name.clone(), run: run.id.clone(), pause });
@@ -337,7 +342,8 @@ impl Planner<'_> {
             }
             let again = if should_restart(self.pod, container, is_init, 137) { ", will be restarted" } else { "" };
             let own = probe(container, kind).and_then(|probe| probe.termination_grace_period_seconds);
-            let grace = own.map_or_else(|| self.pod.grace(), |seconds| Duration::from_secs(seconds.max(1).unsigned_abs()));
+            let grace =
+                own.map_or_else(|| self.pod.grace(), |seconds| Duration::from_secs(seconds.max(1).unsigned_abs()));
             let message = format!("Container {} failed {word} probe{again}", container.name);
             self.stop(run, grace, message);
             return;
@@ -346,12 +352,7 @@ impl Planner<'_> {
 
     fn stop(&mut self, run: &ContainerStatus, grace: Duration, message: String) {
         if !self.state.is_stopping(&run.id, grace) {
-            self.act(Action::StopContainer {
-                id: run.id.clone(),
-                container: run.config.name.clone(),
-                grace,
-                message,
-            });
+            self.act(Action::StopContainer { id: run.id.clone(), container: run.config.name.clone(), grace, message });
         }
     }
 
@@ -360,8 +361,7 @@ impl Planner<'_> {
         if self.stop_containers(grace) == Walk::Wait {
             return;
         }
-        let alive: Vec<&String> =
-            self.state.sandboxes.keys().filter(|id| !self.state.stopped.contains(*id)).collect();
+        let alive: Vec<&String> = self.state.sandboxes.keys().filter(|id| !self.state.stopped.contains(*id)).collect();
         for id in alive.iter().filter(|id| !self.state.is_busy(&Op::Network((**id).clone()))) {
             self.act(Action::StopSandbox { id: (*id).clone() });
         }
@@ -433,9 +433,8 @@ pub fn is_started(container: &Container, run: &ContainerStatus, state: &State) -
         return true;
     }
     state.verdict_of(&run.id, ProbeKind::Startup).unwrap_or_else(|| {
-        super::status::reported(&state.status, &container.name).is_some_and(|old| {
-            super::status::is_of_run(old, &run.id) && old.started == Some(true)
-        })
+        super::status::reported(&state.status, &container.name)
+            .is_some_and(|old| super::status::is_of_run(old, &run.id) && old.started == Some(true))
     })
 }
 

@@ -5,7 +5,6 @@ pub mod conditions;
 pub mod lifecycle;
 pub mod restart;
 
-
 pub mod spec;
 pub mod state;
 pub mod status;

@@ -124,15 +124,28 @@ pub enum Fact {
     /// The sandbox has been stopped for good: nothing in it runs any more.
     SandboxStopped(String),
     SandboxGone(String),
-    Addresses { sandbox: String, addresses: Vec<IpAddr> },
+    Addresses {
+        sandbox: String,
+        addresses: Vec<IpAddr>,
+    },
     Container(ContainerStatus),
     ContainerGone(String),
     /// What the container left as its termination message.
-    Message { container: String, text: String },
+    Message {
+        container: String,
+        text: String,
+    },
     /// By container name: the id of the image to start it from.
-    Image { container: String, image: String },
+    Image {
+        container: String,
+        image: String,
+    },
     /// By container id: a probe's verdict has passed its threshold.
-    Probe { container: String, kind: ProbeKind, healthy: bool },
+    Probe {
+        container: String,
+        kind: ProbeKind,
+        healthy: bool,
+    },
     /// The object is gone from the API, or another of the same name took its place.
     PodGone,
 }
@@ -394,8 +407,5 @@ pub fn elapsed(since: Timestamp, now: Timestamp) -> Duration {
 }
 
 pub fn after(now: Timestamp, pause: Duration) -> Timestamp {
-    jiff::SignedDuration::try_from(pause)
-        .ok()
-        .and_then(|pause| now.checked_add(pause).ok())
-        .unwrap_or(Timestamp::MAX)
+    jiff::SignedDuration::try_from(pause).ok().and_then(|pause| now.checked_add(pause).ok()).unwrap_or(Timestamp::MAX)
 }

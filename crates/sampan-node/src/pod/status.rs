@@ -296,10 +296,16 @@ fn mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
 }
 
 /// `started` and `ready` (upstream's `prober_manager.go`, UpdatePodStatus).
-fn readiness(state: &State, container: &Container, is_init: bool, old: Option<&ApiContainer>, status: &mut ApiContainer) {
-    let run = state.latest(&container.name, None).filter(|run| {
-        state.is_running(run) && status.state.as_ref().is_some_and(|state| state.running.is_some())
-    });
+fn readiness(
+    state: &State,
+    container: &Container,
+    is_init: bool,
+    old: Option<&ApiContainer>,
+    status: &mut ApiContainer,
+) {
+    let run = state
+        .latest(&container.name, None)
+        .filter(|run| state.is_running(run) && status.state.as_ref().is_some_and(|state| state.running.is_some()));
     let started = run.is_some_and(|run| is_started(container, run, state));
     status.started = Some(started);
     if is_init && !is_sidecar(container) {

@@ -60,7 +60,8 @@ pub fn write(directory: &Path, payload: &Payload, stamp: &str, group: Option<u32
         fs::write(&target, &file.data).map_err(Error::io("cannot write", &target))?;
         set_mode(&target, file.mode)?;
         if let Some(user) = file.user {
-            std::os::unix::fs::chown(&target, Some(user), None).map_err(Error::io("cannot change the owner of", &target))?;
+            std::os::unix::fs::chown(&target, Some(user), None)
+                .map_err(Error::io("cannot change the owner of", &target))?;
         }
     }
     if let Some(group) = group {
@@ -100,7 +101,10 @@ fn collect(root: &Path, directory: &Path, seen: &mut BTreeMap<String, (Vec<u8>, 
         if metadata.is_dir() {
             collect(root, &path, seen)?;
         } else if let Ok(name) = path.strip_prefix(root) {
-            seen.insert(name.to_string_lossy().into_owned(), (fs::read(&path)?, metadata.permissions().mode() & 0o7777));
+            seen.insert(
+                name.to_string_lossy().into_owned(),
+                (fs::read(&path)?, metadata.permissions().mode() & 0o7777),
+            );
         }
     }
     Ok(())

@@ -17,10 +17,8 @@ pub async fn set_up(objects: &Objects, client: &Client, pod: &Pod, claim: &str) 
     let Some(name) = name.filter(|_| phase == Some("Bound")) else {
         return Err(Error::Unbound(claim.into()));
     };
-    let volume: PersistentVolume = client
-        .get(None, name)
-        .await
-        .map_err(|source| Error::PersistentVolume { name: name.into(), source })?;
+    let volume: PersistentVolume =
+        client.get(None, name).await.map_err(|source| Error::PersistentVolume { name: name.into(), source })?;
     let spec = volume.spec.as_ref();
     let local = spec.and_then(|spec| spec.local.as_ref()).map(|source| &source.path);
     let host = spec.and_then(|spec| spec.host_path.as_ref()).map(|source| &source.path);

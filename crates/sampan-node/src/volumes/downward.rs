@@ -9,12 +9,7 @@ pub fn payload(pod: &Pod, source: &DownwardAPIVolumeSource, around: &Surrounding
     files(pod, source.items.as_deref().unwrap_or_default(), mode(source.default_mode), around)
 }
 
-pub fn files(
-    pod: &Pod,
-    items: &[DownwardAPIVolumeFile],
-    mode: u32,
-    around: &Surroundings,
-) -> Result<Payload, Error> {
+pub fn files(pod: &Pod, items: &[DownwardAPIVolumeFile], mode: u32, around: &Surroundings) -> Result<Payload, Error> {
     let mut payload = Payload::new();
     for item in items {
         let text = match (&item.field_ref, &item.resource_field_ref) {

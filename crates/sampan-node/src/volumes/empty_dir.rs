@@ -10,12 +10,7 @@ use nix::mount::{MsFlags, mount};
 use super::{Error, blocking, ownership};
 use crate::quantity::value;
 
-pub async fn set_up(
-    path: &Path,
-    source: &EmptyDirVolumeSource,
-    tmpfs: bool,
-    group: Option<u32>,
-) -> Result<(), Error> {
+pub async fn set_up(path: &Path, source: &EmptyDirVolumeSource, tmpfs: bool, group: Option<u32>) -> Result<(), Error> {
     let path = path.to_owned();
     let in_memory = source.medium.as_deref() == Some("Memory");
     let size = source.size_limit.as_ref().map(value).filter(|bytes| *bytes > 0);
@@ -70,7 +65,8 @@ mod tests {
 
     #[test]
     fn mount_points() {
-        let text = "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw\n37 35 0:1 / /a\\040b rw - tmpfs t rw\n";
+        let text =
+            "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw\n37 35 0:1 / /a\\040b rw - tmpfs t rw\n";
         assert_eq!(points(text).collect::<Vec<_>>(), [PathBuf::from("/mnt2"), PathBuf::from("/a b")]);
     }
 }

@@ -127,7 +127,10 @@ impl Volumes {
 
     async fn set_up(&self, pod: &Pod, volume: &Volume, around: &Surroundings) -> Result<PathBuf, Error> {
         let at = |plugin: &str| {
-            pod_directory(&self.root, pod.uid()).join("volumes").join(format!("kubernetes.io~{plugin}")).join(&volume.name)
+            pod_directory(&self.root, pod.uid())
+                .join("volumes")
+                .join(format!("kubernetes.io~{plugin}"))
+                .join(&volume.name)
         };
         if let Some(source) = &volume.empty_dir {
             let path = at("empty-dir");

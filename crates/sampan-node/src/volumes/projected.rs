@@ -40,9 +40,9 @@ pub async fn payload(
 /// (upstream's `pkg/volume/projected/projected.go`).
 fn token_file(pod: &Pod, token: String, mode: u32) -> File {
     let of_pod = pod.spec_ref().security_context.as_ref().and_then(|context| context.run_as_user);
-    let mut users = pod.all_containers().map(|container| {
-        container.security_context.as_ref().and_then(|context| context.run_as_user).or(of_pod)
-    });
+    let mut users = pod
+        .all_containers()
+        .map(|container| container.security_context.as_ref().and_then(|context| context.run_as_user).or(of_pod));
     let first = users.next().flatten();
     let shared = first.filter(|first| users.all(|user| user == Some(*first)));
     let user = shared.and_then(|user| u32::try_from(user).ok());

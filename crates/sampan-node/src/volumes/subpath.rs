@@ -32,7 +32,8 @@ pub fn resolve(volume: &Path, sub: &str) -> Result<PathBuf, Error> {
     let root: OwnedFd = found.try_clone().map_err(Error::io("cannot open", volume))?;
     for depth in 1..=parts.len() {
         let so_far = parts[..depth].join("/");
-        let how = OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        let how =
+            OpenHow::new().flags(flags).resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
         found = match openat2(root.as_fd(), so_far.as_str(), how) {
             Err(Errno::ENOENT) => {
                 mkdirat(found.as_fd(), parts[depth - 1], Mode::from_bits_truncate(0o750)).map_err(fail)?;

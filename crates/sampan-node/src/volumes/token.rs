@@ -87,7 +87,8 @@ impl Tokens {
     }
 
     async fn request(&self, pod: &Pod, audience: &str, lifetime: i64, now: Timestamp) -> Result<Held, Error> {
-        let account = pod.spec_ref().service_account_name.as_deref().filter(|name| !name.is_empty()).unwrap_or("default");
+        let account =
+            pod.spec_ref().service_account_name.as_deref().filter(|name| !name.is_empty()).unwrap_or("default");
         let failed = |source| Error::Token { account: account.into(), source };
         let audiences: Vec<&str> = Some(audience).filter(|one| !one.is_empty()).into_iter().collect();
         let body = json!({
