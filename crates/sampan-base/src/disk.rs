@@ -13,8 +13,13 @@ use std::sync::Arc;
 pub use memory::MemoryDisk;
 pub use real::RealDisk;
 
-/// A directory tree. All calls block; callers run them off the async threads.
+/// A directory tree. Calls block; callers run them off the async threads.
 pub trait Disk: Send + Sync + 'static {
+    /// Whether calls can wait for a device. Where they can't, callers make them in place, so that a run on a disk in
+    /// memory doesn't depend on how threads are scheduled.
+    fn blocks(&self) -> bool {
+        true
+    }
     /// Creates a directory and its parents. Durable when it returns.
     fn create_dir_all(&self, path: &Path) -> io::Result<()>;
     /// The names in a directory, sorted. An absent directory is `NotFound`.
