@@ -4,6 +4,11 @@
 //! knows no pods, no probes, no volumes sources and no cluster: mounts are host paths, limits are numbers.
 //! **No cgroup operation ever leaves the prefix the runtime was opened with** (see `cgroup`'s guard).
 
+#[cfg(test)]
+mod contract;
+pub mod fake;
+pub mod reference;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
