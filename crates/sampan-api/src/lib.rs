@@ -5,6 +5,7 @@
 //! they are being written and canonical JSON bytes everywhere else.
 
 pub mod apply;
+pub mod codec;
 pub mod duration;
 pub mod error;
 pub mod kind;

@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+pub mod table;
+
 /// An index into [`Schema::types`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TypeId(pub u32);
