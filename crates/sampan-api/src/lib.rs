@@ -6,16 +6,15 @@
 
 pub mod apply;
 pub mod codec;
-pub mod duration;
 pub mod default;
+pub mod duration;
 pub mod error;
 pub mod kind;
+pub mod labels;
 pub mod meta;
 pub mod names;
 pub mod object;
 pub mod patch;
-pub mod labels;
-pub mod object;
 pub mod quantity;
 pub mod schema;
 pub mod selector;
