@@ -107,9 +107,13 @@ pub fn reset_signals() {
     }
 }
 
-/// Always set: it is inherited, and the holder's is near the minimum.
+/// Always set: it is inherited, and the holder's is near the minimum. Where the machine's root may not lower it (itself in
+/// a container without CAP_SYS_RESOURCE) it stays as it is.
 pub fn oom_score(value: i32) -> Result<(), Failure> {
-    std::fs::write("/proc/self/oom_score_adj", value.to_string()).step(|| format!("set oom_score_adj to {value}"))
+    match std::fs::write("/proc/self/oom_score_adj", value.to_string()) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        result => result.step(|| format!("set oom_score_adj to {value}")),
+    }
 }
 
 pub fn join_cgroups(directories: &[String]) -> Result<(), Failure> {
