@@ -106,3 +106,48 @@ fn obeys_the_contract() {
         contract::run(&mut Real::new().await).await;
     });
 }
+
+/// Prints what the runtime costs; run it with `--ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn measures() {
+    isolated("measures", async {
+        let machine = Real::new().await;
+        let runtime = machine.runtime();
+        let clock = machine.clock();
+        let mut figures: std::collections::BTreeMap<&str, Vec<f64>> = Default::default();
+        let mut note = |what, started: sampan_base::clock::Instant| {
+            figures.entry(what).or_default().push(started.elapsed().as_secs_f64() * 1000.0);
+        };
+        for round in 0..30 {
+            let started = clock.instant();
+            let sandbox = runtime.run_sandbox(&sandbox_config(&machine, &format!("m{round}"))).await.expect("a sandbox");
+            note("run sandbox", started);
+            let started = clock.instant();
+            let id = runtime.create_container(&sandbox.id, &container_config("main", &["sleep", "1000"])).await;
+            let id = id.expect("a container");
+            note("create", started);
+            runtime.start_container(&id).await.expect("it starts");
+            note("create + start", started);
+            let started = clock.instant();
+            let request = ExecRequest { command: vec!["true".to_owned()], ..ExecRequest::default() };
+            finish(runtime.exec(&id, &request).await.expect("exec")).await.2.expect("a code");
+            note("exec of true", started);
+            if round == 29 {
+                let pid = machine.linux().sandbox(&sandbox.id).expect("it").holder.and_then(|h| h.pid()).expect("a pid");
+                let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("memory");
+                eprintln!("holder:\n{rollup}");
+            }
+            let started = clock.instant();
+            runtime.stop_sandbox(&sandbox.id).await.expect("it stops");
+            note("stop sandbox", started);
+            let started = clock.instant();
+            runtime.remove_sandbox(&sandbox.id).await.expect("it goes");
+            note("remove sandbox", started);
+        }
+        for (what, mut times) in figures {
+            times.sort_by(f64::total_cmp);
+            eprintln!("{what}: median {:.1} ms, max {:.1} ms", times[times.len() / 2], times[times.len() - 1]);
+        }
+    });
+}

@@ -25,7 +25,7 @@ pub(super) fn isolated(name: &str, test: impl Future<Output = ()>) {
     let directory = tempfile::tempdir().expect("a directory");
     let prefix = format!("sampan-test-{}-{}", std::process::id(), name.replace('_', "-"));
     let mut command = Command::new(std::env::current_exe().expect("the own program"));
-    command.args(["--exact", &format!("linux::tests::{name}"), "--nocapture", "--test-threads=1"]);
+    command.args(["--exact", &format!("linux::tests::{name}"), "--nocapture", "--include-ignored"]);
     command.env(INSIDE, directory.path()).env("SAMPAN_TEST_PREFIX", &prefix);
     // SAFETY: between fork and exec only system calls are made; the forked child has one thread.
     unsafe {
