@@ -6,6 +6,7 @@
 
 pub mod apply;
 pub mod codec;
+pub mod default;
 pub mod duration;
 pub mod error;
 pub mod kind;
