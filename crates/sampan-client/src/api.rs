@@ -175,6 +175,8 @@ pub enum WatchEvent {
 #[derive(Clone)]
 pub struct Client {
     transport: Arc<dyn Transport>,
+    /// Carried by every write that brings no fence of its own.
+    fence: Option<Arc<Fence>>,
 }
 
 fn query(pairs: &[(&str, Option<&str>)]) -> String {
@@ -215,7 +217,13 @@ impl ListOptions {
 
 impl Client {
     pub fn new(transport: Arc<dyn Transport>) -> Self {
-        Self { transport }
+        Self { transport, fence: None }
+    }
+
+    /// The same client; its writes are refused once the lease is no longer as the fence says.
+    #[must_use]
+    pub fn fenced(&self, fence: Fence) -> Self {
+        Self { transport: self.transport.clone(), fence: Some(Arc::new(fence)) }
     }
 
     /// Any request; the answer is its body, an HTTP error status becomes [`Error::Status`].
@@ -226,25 +234,19 @@ impl Client {
     /// Any request whose answer is streamed (logs, watches).
     pub async fn open(&self, request: Request<Bytes>) -> Result<Body, Error> {
         let response = self.transport.send(request).await?;
-        let status = response.status();
-        if status.is_success() {
+        if response.status().is_success() {
             return Ok(response.into_body());
         }
-        let body = collect(response.into_body()).await?;
-        Err(Error::Status(Box::new(serde_json::from_slice::<Status>(&body).unwrap_or_else(|_| Status {
-            message: format!("{status}: {}", String::from_utf8_lossy(&body)),
-            code: status.as_u16(),
-            ..Status::default()
-        }))))
+        Err(refusal(response).await)
     }
 
     pub async fn get_raw(&self, target: &Target<'_>) -> Result<Bytes, Error> {
-        self.request(build(Method::GET, target.path(), None, Bytes::new(), None)?).await
+        self.request(read(target.path())?).await
     }
 
     pub async fn list_raw(&self, target: &Target<'_>, options: &ListOptions) -> Result<RawList, Error> {
         let uri = target.path() + &options.query(false);
-        let body = self.request(build(Method::GET, uri, None, Bytes::new(), None)?).await?;
+        let body = self.request(read(uri)?).await?;
         #[derive(Deserialize)]
         struct List<'a> {
             #[serde(default)]
@@ -277,7 +279,7 @@ impl Client {
         options: &ListOptions,
     ) -> Result<impl Stream<Item = Result<WatchEvent, Error>> + Send + use<>, Error> {
         let uri = target.path() + &options.query(true);
-        let body = self.open(build(Method::GET, uri, None, Bytes::new(), None)?).await?;
+        let body = self.open(read(uri)?).await?;
         let frames = futures::stream::unfold((body, BytesMut::new()), |(mut body, mut buffer)| async move {
             loop {
                 if let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
@@ -295,7 +297,7 @@ impl Client {
 
     pub async fn create_raw(&self, target: &Target<'_>, object: Bytes, options: &WriteOptions) -> Result<Bytes, Error> {
         let uri = target.path() + &options.query();
-        self.request(build(Method::POST, uri, Some("application/json"), object, options.fence.as_ref())?).await
+        self.write(Method::POST, uri, "application/json", object, options.fence.as_ref()).await
     }
 
     pub async fn patch_raw(
@@ -306,7 +308,7 @@ impl Client {
         options: &WriteOptions,
     ) -> Result<Bytes, Error> {
         let uri = target.path() + &options.query();
-        self.request(build(Method::PATCH, uri, Some(kind.content_type()), patch, options.fence.as_ref())?).await
+        self.write(Method::PATCH, uri, kind.content_type(), patch, options.fence.as_ref()).await
     }
 
     /// Replaces the whole object. Controllers patch or apply instead: a typed object put back drops the fields its type
@@ -318,12 +320,31 @@ impl Client {
         options: &WriteOptions,
     ) -> Result<Bytes, Error> {
         let uri = target.path() + &options.query();
-        self.request(build(Method::PUT, uri, Some("application/json"), object, options.fence.as_ref())?).await
+        self.write(Method::PUT, uri, "application/json", object, options.fence.as_ref()).await
     }
 
     pub async fn delete(&self, target: &Target<'_>, options: &DeleteOptions) -> Result<Bytes, Error> {
         let body = encode(options)?;
-        self.request(build(Method::DELETE, target.path(), Some("application/json"), body, None)?).await
+        self.write(Method::DELETE, target.path(), "application/json", body, None).await
+    }
+
+    async fn write(
+        &self,
+        method: Method,
+        uri: String,
+        content_type: &str,
+        body: Bytes,
+        fence: Option<&Fence>,
+    ) -> Result<Bytes, Error> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(uri)
+            .header(header::ACCEPT, "application/json")
+            .header(header::CONTENT_TYPE, content_type);
+        if let Some(Fence { namespace, lease, holder, transitions }) = fence.or(self.fence.as_deref()) {
+            request = request.header(FENCE_HEADER, format!("{namespace}/{lease};{holder};{transitions}"));
+        }
+        self.request(request.body(body).map_err(|error| Error::Request(error.to_string()))?).await
     }
 
     pub async fn get<K>(&self, namespace: Option<&str>, name: &str) -> Result<K, Error>
@@ -387,22 +408,23 @@ fn watch_event(line: &Bytes) -> Result<WatchEvent, Error> {
     }
 }
 
-fn build(
-    method: Method,
-    uri: String,
-    content_type: Option<&str>,
-    body: Bytes,
-    fence: Option<&Fence>,
-) -> Result<Request<Bytes>, Error> {
-    let mut request = Request::builder().method(method).uri(uri).header(header::ACCEPT, "application/json");
-    if let Some(content_type) = content_type {
-        request = request.header(header::CONTENT_TYPE, content_type);
-    }
-    if let Some(fence) = fence {
-        let Fence { namespace, lease, holder, transitions } = fence;
-        request = request.header(FENCE_HEADER, format!("{namespace}/{lease};{holder};{transitions}"));
-    }
-    request.body(body).map_err(|error| Error::Request(error.to_string()))
+fn read(uri: String) -> Result<Request<Bytes>, Error> {
+    let request = Request::builder().method(Method::GET).uri(uri).header(header::ACCEPT, "application/json");
+    request.body(Bytes::new()).map_err(|error| Error::Request(error.to_string()))
+}
+
+/// The error an unsuccessful response stands for.
+pub(crate) async fn refusal(response: http::Response<Body>) -> Error {
+    let status = response.status();
+    let body = match collect(response.into_body()).await {
+        Ok(body) => body,
+        Err(error) => return error,
+    };
+    Error::Status(Box::new(serde_json::from_slice::<Status>(&body).unwrap_or_else(|_| Status {
+        message: format!("{status}: {}", String::from_utf8_lossy(&body)),
+        code: status.as_u16(),
+        ..Status::default()
+    })))
 }
 
 async fn collect(mut body: Body) -> Result<Bytes, Error> {
