@@ -18,6 +18,7 @@ mod environment;
 mod events;
 mod execute;
 mod expand;
+mod heartbeat;
 mod hooks;
 mod image;
 mod logs;
@@ -43,12 +44,21 @@ mod tests;
 use std::convert::Infallible;
 
 pub use config::{Heartbeat, NodeConfig, NodeError, Parts};
+use sampan_base::task;
 use tokio::sync::oneshot;
 
 /// Runs the agent until it can't go on. Containers outlive it: dropping the future stops nothing.
 pub async fn run(config: NodeConfig, parts: Parts) -> Result<Infallible, NodeError> {
     let node = node::Node::new(config, parts);
     let pods = agent::Pods::default();
-    let (ready, _) = oneshot::channel();
+    let (ready, adopted) = oneshot::channel();
+    let of_heartbeat = node.clone();
+    let mut tasks = task::Group::default();
+    tasks.spawn("node heartbeat", async move {
+        // A node that calls itself ready takes pods: first comes what it has already.
+        if adopted.await.is_ok() {
+            heartbeat::run(of_heartbeat).await;
+        }
+    });
     agent::Agent::run(node, pods, ready).await
 }
