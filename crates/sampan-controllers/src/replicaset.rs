@@ -347,7 +347,7 @@ impl Reconciler for ReplicaSets {
             return Ok(None);
         };
         if self.expectations.get(key).unknown {
-            self.expectations.known(key, self.context.head(PODS, &key.namespace).await?);
+            self.expectations.known(key, self.context.newest(PODS, &key.namespace).await?);
         }
         if self.pods.seen() < self.expectations.get(key).revision {
             return Ok(Some(STALE));
