@@ -1,1 +1,23 @@
-fn main() {}
+//! Chores that are programs: `cargo xtask schema <folder>` makes `schema/` from the published API data.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+mod schema;
+mod tsv;
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments.as_slice() {
+        ["schema", data] => schema::generate(Path::new(data), &repository()?.join("schema")),
+        _ => bail!("usage: cargo xtask schema <folder with fields.tsv, types.tsv, enums.tsv and resources.tsv>"),
+    }
+}
+
+/// The repository's root: the folder above this crate.
+fn repository() -> Result<PathBuf> {
+    let manifest = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    Ok(manifest.parent().context("xtask has no parent folder")?.to_path_buf())
+}

@@ -103,6 +103,8 @@ pub struct Failure {
     pub uid: String,
     pub causes: Vec<Cause>,
     pub retry_after_seconds: Option<u32>,
+    /// `metadata.continue`: how to go on with a list whose snapshot is gone.
+    pub continue_token: String,
 }
 
 impl fmt::Display for Failure {
@@ -125,6 +127,7 @@ impl Failure {
             uid: String::new(),
             causes: Vec::new(),
             retry_after_seconds: None,
+            continue_token: String::new(),
         }
     }
 
@@ -199,6 +202,9 @@ impl Failure {
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
             "message": self.message,
         });
+        if !self.continue_token.is_empty() {
+            status["metadata"]["continue"] = self.continue_token.as_str().into();
+        }
         if !self.reason.as_str().is_empty() {
             status["reason"] = self.reason.as_str().into();
         }

@@ -9,6 +9,11 @@ use std::sync::Arc;
 
 use crate::schema::{SharedSchema, TypeId};
 
+mod builtin;
+pub mod inert;
+
+pub use builtin::{builtin, type_name};
+
 /// Group, version, kind.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Gvk {

@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+pub mod table;
+
 /// An index into [`Schema::types`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TypeId(pub u32);
@@ -70,6 +72,8 @@ pub struct PatchRule {
     /// Lists: merge by `merge_key`, or as a set of scalars without one.
     pub merge: bool,
     pub retain_keys: bool,
+    /// Structs: the patch's value replaces the old one whole.
+    pub replace: bool,
     pub merge_key: Option<String>,
 }
 

@@ -8,6 +8,10 @@ use serde_json::Value;
 
 use crate::error::FieldErrors;
 
+pub mod at;
+pub mod pod;
+mod set;
+
 /// The hooks of one kind. Objects are in the kind's storage version.
 #[derive(Clone, Copy)]
 pub struct Strategy {
@@ -29,6 +33,8 @@ pub struct Strategy {
     pub create_on_update: bool,
     /// An update without `resourceVersion` is accepted.
     pub unconditional_update: bool,
+    /// A create may carry a status (Nodes register with theirs); everywhere else it is dropped.
+    pub keeps_status_on_create: bool,
     /// Seconds before a graceful deletion ends by itself, from the object and what the client asked for; `None`: the
     /// kind knows no grace, delete at once. (Pods.)
     pub grace: Option<fn(&Value, Option<i64>) -> i64>,
@@ -74,6 +80,7 @@ pub const GENERIC: Strategy = Strategy {
     name: NameRule::Subdomain,
     create_on_update: false,
     unconditional_update: true,
+    keeps_status_on_create: false,
     grace: None,
 };
 

@@ -49,3 +49,58 @@ pub trait Plugin: Send + Sync + 'static {
         Ok(())
     }
 }
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use sampan_api::{Gvk, Scope};
+
+    use super::*;
+
+    /// A kind with nothing but its names.
+    pub fn kind(group: &str, version: &str, resource: &str, namespaced: bool) -> Arc<Kind> {
+        let gvk = Gvk { group: group.into(), version: version.into(), kind: resource.into() };
+        Arc::new(Kind {
+            gvk: gvk.clone(),
+            resource: resource.into(),
+            singular: String::new(),
+            list_kind: String::new(),
+            scope: if namespaced { Scope::Namespaced } else { Scope::Cluster },
+            short_names: Vec::new(),
+            categories: Vec::new(),
+            verbs: Vec::new(),
+            subresources: Vec::new(),
+            schema: Arc::default(),
+            root: sampan_api::schema::TypeId(0),
+            storage: gvk,
+            storage_resource: (group.into(), resource.into()),
+            columns: Vec::new(),
+            selectable_fields: Vec::new(),
+            inert: false,
+            has_generation: false,
+            has_status: false,
+            virtual_kind: false,
+        })
+    }
+
+    pub fn request<'a>(
+        kind: &'a Arc<Kind>,
+        user: &'a User,
+        operation: Operation,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> Request<'a> {
+        Request {
+            operation,
+            kind,
+            subresource: "",
+            namespace,
+            name,
+            user,
+            object: Value::Null,
+            old: &Value::Null,
+            options: Value::Null,
+            dry_run: false,
+            warnings: Vec::new(),
+        }
+    }
+}

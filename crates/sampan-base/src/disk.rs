@@ -13,8 +13,13 @@ use std::sync::Arc;
 pub use memory::MemoryDisk;
 pub use real::RealDisk;
 
-/// A directory tree. All calls block; callers run them off the async threads.
+/// A directory tree. Calls block; callers run them off the async threads.
 pub trait Disk: Send + Sync + 'static {
+    /// Whether calls can wait for a device. Where they can't, callers make them in place, so that a run on a disk in
+    /// memory doesn't depend on how threads are scheduled.
+    fn blocks(&self) -> bool {
+        true
+    }
     /// Creates a directory and its parents. Durable when it returns.
     fn create_dir_all(&self, path: &Path) -> io::Result<()>;
     /// The names in a directory, sorted. An absent directory is `NotFound`.
@@ -30,6 +35,12 @@ pub trait Disk: Send + Sync + 'static {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file; durable when it returns. An absent file is `NotFound`.
     fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Keeps other processes (and other callers in this one) from taking the same lock until the answer and its clones
+    /// are dropped or the process ends, however it ends. `WouldBlock` when someone has it. A disk that no second process
+    /// can reach needs none.
+    fn lock(&self, _path: &Path) -> io::Result<DiskLock> {
+        Ok(Arc::new(()))
+    }
 }
 
 /// A file that only grows.
@@ -47,6 +58,9 @@ pub trait AppendFile: Send {
     /// Cuts the file to `length` and syncs.
     fn truncate(&mut self, length: u64) -> io::Result<()>;
 }
+
+/// What [`Disk::lock`] answers: held until the last clone is dropped.
+pub type DiskLock = Arc<dyn std::any::Any + Send + Sync>;
 
 /// The disk a component was given.
 pub type SharedDisk = Arc<dyn Disk>;

@@ -234,16 +234,10 @@ impl Client {
     /// Any request whose answer is streamed (logs, watches).
     pub async fn open(&self, request: Request<Bytes>) -> Result<Body, Error> {
         let response = self.transport.send(request).await?;
-        let status = response.status();
-        if status.is_success() {
+        if response.status().is_success() {
             return Ok(response.into_body());
         }
-        let body = collect(response.into_body()).await?;
-        Err(Error::Status(Box::new(serde_json::from_slice::<Status>(&body).unwrap_or_else(|_| Status {
-            message: format!("{status}: {}", String::from_utf8_lossy(&body)),
-            code: status.as_u16(),
-            ..Status::default()
-        }))))
+        Err(refusal(response).await)
     }
 
     pub async fn get_raw(&self, target: &Target<'_>) -> Result<Bytes, Error> {
@@ -417,6 +411,20 @@ fn watch_event(line: &Bytes) -> Result<WatchEvent, Error> {
 fn read(uri: String) -> Result<Request<Bytes>, Error> {
     let request = Request::builder().method(Method::GET).uri(uri).header(header::ACCEPT, "application/json");
     request.body(Bytes::new()).map_err(|error| Error::Request(error.to_string()))
+}
+
+/// The error an unsuccessful response stands for.
+pub(crate) async fn refusal(response: http::Response<Body>) -> Error {
+    let status = response.status();
+    let body = match collect(response.into_body()).await {
+        Ok(body) => body,
+        Err(error) => return error,
+    };
+    Error::Status(Box::new(serde_json::from_slice::<Status>(&body).unwrap_or_else(|_| Status {
+        message: format!("{status}: {}", String::from_utf8_lossy(&body)),
+        code: status.as_u16(),
+        ..Status::default()
+    })))
 }
 
 async fn collect(mut body: Body) -> Result<Bytes, Error> {

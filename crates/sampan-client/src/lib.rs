@@ -10,6 +10,7 @@ pub mod events;
 pub mod informer;
 pub mod leader;
 pub mod queue;
+pub mod tls;
 pub mod transport;
 
 pub use api::{Client, DeleteOptions, ListOptions, PatchKind, WatchEvent, WriteOptions};

@@ -3,6 +3,15 @@
 //! It never touches rules, routes or links it did not make: everything lives in its own nftables table and carries its
 //! own names. It knows the API only through `sampan-client`.
 
+pub mod dns;
+pub mod link;
+pub mod netns;
+pub mod nft;
+pub mod node;
+pub mod pods;
+pub mod proxy;
+pub mod views;
+
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -52,4 +61,11 @@ pub enum NetError {
     /// A program or kernel feature is missing, with the remedy.
     #[error("{missing}: {remedy}")]
     Missing { missing: String, remedy: String },
+}
+
+impl NetError {
+    /// A step that failed with the kernel's word.
+    pub fn step(step: impl Into<String>, error: std::io::Error) -> Self {
+        Self::System(format!("{}: {error}", step.into()))
+    }
 }

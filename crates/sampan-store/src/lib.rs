@@ -4,9 +4,25 @@
 //! It knows no kinds: keys are paths, values are bytes. The API server is its only user. **State** ([`Store`]) answers
 //! every read; a [`log::Log`] makes writes durable. Nothing is visible to a reader before it is durable.
 
+mod check;
+mod codec;
+pub mod keys;
+pub mod log;
+pub mod manifest;
+mod state;
+mod store;
+#[cfg(test)]
+mod testing;
+mod watch;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
+
+pub use check::{Report, check};
+pub use keys::{KeyError, KeyRing};
+pub use store::{Config, History, OpenError, Store};
+pub use watch::{Watch, WatchEnd};
 
 /// A position in the history of writes. Every committed transaction gets the next one; none is ever used twice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -57,15 +73,17 @@ pub enum Write {
         key: Key,
         payload: Payload,
     },
-    /// `last` is what watchers see as the final state of the object (stamped with the revision of the deletion);
-    /// without it they see the last stored value.
+    /// Of a key that is there; otherwise the transaction conflicts. `last` is what watchers see as the final state of
+    /// the object (stamped with the revision of the deletion); without it they see the last stored value, its stamp
+    /// moved to the revision of the deletion.
     Delete {
         key: Key,
         last: Option<Payload>,
     },
 }
 
-/// All checks hold and all writes happen, or nothing does. A transaction writes each key at most once.
+/// All checks hold and all writes happen, or nothing does. A transaction writes each key at most once. Without writes
+/// it only compares: it commits at the current revision and leaves no trace.
 #[derive(Clone, Debug, Default)]
 pub struct Txn {
     pub checks: Vec<Check>,
@@ -89,6 +107,9 @@ pub enum CommitError {
     /// The log takes no more writes (disk full, log closed): nothing was written.
     #[error("the log takes no writes: {0}")]
     ReadOnly(String),
+    /// The transaction breaks the store's rules (a key written twice, a stamp outside the bytes): the caller's fault.
+    #[error("not a valid transaction: {0}")]
+    Invalid(&'static str),
     /// The log failed while writing; whether the write survives is not known.
     #[error("the outcome of the write is unknown: {0}")]
     Unavailable(String),
@@ -139,4 +160,12 @@ pub enum Change {
     Put { entry: Arc<Entry>, previous: Option<Arc<Entry>> },
     /// `entry` is the final state, `modified` the revision of the deletion; `previous` the last stored value.
     Delete { entry: Arc<Entry>, previous: Arc<Entry> },
+}
+
+impl Event {
+    /// The entry after a put, the final state after a deletion.
+    pub fn entry(&self) -> &Arc<Entry> {
+        let (Change::Put { entry, .. } | Change::Delete { entry, .. }) = &self.change;
+        entry
+    }
 }

@@ -85,6 +85,10 @@ impl Content {
 }
 
 impl Disk for MemoryDisk {
+    fn blocks(&self) -> bool {
+        false
+    }
+
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
         let mut content = self.content();
         content.dirs.extend(path.ancestors().map(Path::to_path_buf));

@@ -1,0 +1,143 @@
+//! Other forms of stored objects than their canonical bytes (protobuf, metadata only, another version of the kind),
+//! made once per object revision and shared by everyone who asks, within a bound on their bytes.
+//!
+//! Tables are not kept: a row holds the object's age.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use bytes::Bytes;
+use sampan_api::Failure;
+use sampan_store::{Key, Revision};
+
+use crate::negotiate::{MetaVersion, Wire};
+
+/// Which form. The canonical one never comes here.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// The object in this `apiVersion`; `bare` without what JSON lists or protobuf lists leave out of their items.
+    Object {
+        wire: Wire,
+        api_version: String,
+        bare: bool,
+    },
+    Metadata {
+        wire: Wire,
+        version: MetaVersion,
+        bare: bool,
+    },
+}
+
+type Slot = Arc<OnceLock<Result<Bytes, Failure>>>;
+type FormKey = (Key, Revision, Form);
+
+#[derive(Default)]
+struct Kept {
+    slots: HashMap<FormKey, Slot>,
+    /// Oldest first, with what each is charged.
+    order: VecDeque<(FormKey, usize)>,
+    bytes: usize,
+}
+
+pub struct Forms {
+    limit: usize,
+    kept: Mutex<Kept>,
+    encodings: AtomicU64,
+}
+
+/// What a slot costs beside its bytes.
+const OVERHEAD: usize = 256;
+
+impl Forms {
+    pub fn new(limit: usize) -> Self {
+        Self { limit, kept: Mutex::default(), encodings: AtomicU64::new(0) }
+    }
+
+    pub fn encodings(&self) -> u64 {
+        self.encodings.load(Ordering::Relaxed)
+    }
+
+    /// Forgets everything: the kinds have changed.
+    pub fn clear(&self) {
+        *self.lock() = Kept::default();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// The form of one object at one revision; `make` runs at most once while it is kept, however many ask at once.
+    pub fn get(
+        &self,
+        key: &Key,
+        revision: Revision,
+        form: Form,
+        make: impl FnOnce() -> Result<Bytes, Failure>,
+    ) -> Result<Bytes, Failure> {
+        let id = (key.clone(), revision, form);
+        let slot = self.lock().slots.entry(id.clone()).or_default().clone();
+        let mut made = false;
+        let result = slot
+            .get_or_init(|| {
+                made = true;
+                self.encodings.fetch_add(1, Ordering::Relaxed);
+                make()
+            })
+            .clone();
+        if made {
+            let size = OVERHEAD + result.as_ref().map_or(0, Bytes::len);
+            let mut kept = self.lock();
+            kept.bytes += size;
+            kept.order.push_back((id, size));
+            while kept.bytes > self.limit
+                && let Some((oldest, size)) = kept.order.pop_front()
+            {
+                kept.bytes -= size;
+                kept.slots.remove(&oldest);
+            }
+        }
+        result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn form() -> Form {
+        Form::Metadata { wire: Wire::Json, version: MetaVersion::V1, bare: false }
+    }
+
+    #[test]
+    fn a_form_is_made_once_while_it_is_kept() {
+        let forms = Forms::new(3 * OVERHEAD);
+        let get = |name: &str, revision| {
+            let made = forms.get(&Key::from(name), Revision(revision), form(), || Ok(Bytes::from(vec![1; 100])));
+            assert_eq!(made.expect("made").len(), 100);
+        };
+        get("a", 1);
+        get("a", 1);
+        assert_eq!(forms.encodings(), 1);
+        get("a", 2);
+        assert_eq!(forms.encodings(), 2);
+        // Two fit; the third pushes the oldest out.
+        get("b", 1);
+        get("a", 2);
+        assert_eq!(forms.encodings(), 3);
+        get("a", 1);
+        assert_eq!(forms.encodings(), 4);
+        assert!(forms.lock().bytes <= 3 * OVERHEAD);
+    }
+
+    #[test]
+    fn many_who_ask_at_once_share_one_encoding() {
+        let forms = Forms::new(1 << 20);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| forms.get(&Key::from("a"), Revision(1), form(), || Ok(Bytes::from_static(b"x"))));
+            }
+        });
+        assert_eq!(forms.encodings(), 1);
+    }
+}

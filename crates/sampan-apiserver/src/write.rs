@@ -1,0 +1,611 @@
+//! The one path of every create and update: decode → convert → default → own → admit → prepare → validate → admit →
+//! encode → commit. Everything between reading the old object and the commit runs again when another writer was faster.
+
+use std::sync::Arc;
+
+use sampan_api::{default, meta}; use crate::interim::schema;
+use bytes::Bytes;
+use sampan_api::apply::{self, ApplyError, Writer};
+use sampan_api::error::FieldErrorKind;
+use sampan_api::strategy::{self, Strategy};
+use sampan_api::{Failure, FieldErrors, FieldPath, Kind, Reason, codec, object};
+use sampan_store::{Check, CommitError, Committed, Entry, Expect, Key, Payload, Txn, Write};
+use serde_json::Value;
+
+use crate::admission::{Operation, Request};
+use crate::negotiate::Wire;
+use crate::options::{FieldValidation, WriteOptions};
+use crate::respond::{self, Object};
+use crate::server::Call;
+use crate::{convert, fence, keys, namespaces, read, services};
+
+/// What a write came to.
+pub(crate) struct Written {
+    /// 201 for a creation, 200 else.
+    pub code: u16,
+    pub object: Object,
+}
+
+/// Who writes what, constant over the attempts of one write.
+pub(crate) struct Target<'a> {
+    pub call: &'a Call,
+    pub kind: &'a Arc<Kind>,
+    pub namespace: &'a str,
+    /// Empty for a create that has its name in the object.
+    pub name: &'a str,
+    pub subresource: &'a str,
+    pub options: &'a WriteOptions,
+}
+
+impl Target<'_> {
+    pub fn strategy(&self) -> &'static Strategy {
+        strategy::of(&self.kind.storage.group, &self.kind.storage.kind)
+    }
+
+    /// Works out who owns which field of `new`.
+    fn track(&self, live: Option<&Value>, new: &mut Value) -> Result<(), Failure> {
+        self.as_writer(|writer| apply::track(&self.kind.schema, respond::storage_root(self.kind), live, new, writer))
+    }
+
+    /// Calls `with` as the writer of this request.
+    pub fn as_writer<T>(&self, with: impl FnOnce(&Writer<'_>) -> Result<T, ApplyError>) -> Result<T, Failure> {
+        let reset_fields: &[&str] = match self.subresource {
+            "" if self.kind.has_status => &["status"],
+            "status" => &["spec"],
+            _ => &[],
+        };
+        let writer = Writer {
+            manager: &self.options.manager(self.call.user_agent()),
+            api_version: &self.kind.gvk.api_version(),
+            subresource: self.subresource,
+            now: self.call.server.config.clock.now(),
+            reset_fields,
+        };
+        with(&writer).map_err(|error| error.into_failure(&self.kind.gvk.group, &self.kind.resource, self.name))
+    }
+
+    fn invalid(&self, name: &str, errors: FieldErrors) -> Result<(), Failure> {
+        errors.into_result(&self.kind.gvk.group, &self.kind.gvk.kind, name)
+    }
+
+    pub fn conflict(&self, why: impl std::fmt::Display) -> Failure {
+        Failure::conflict(&self.kind.gvk.group, &self.kind.resource, self.name, why)
+    }
+
+    fn forbidden(&self, why: impl std::fmt::Display) -> Failure {
+        Failure::forbidden(&self.kind.gvk.group, &self.kind.resource, self.name, why)
+    }
+}
+
+pub(crate) const MODIFIED: &str =
+    "the object has been modified; please apply your changes to the latest version and try again";
+
+fn media(wire: Wire) -> codec::MediaType {
+    match wire {
+        Wire::Json => codec::MediaType::Json,
+        Wire::Yaml => codec::MediaType::Yaml,
+        Wire::Protobuf => codec::MediaType::Protobuf,
+    }
+}
+
+/// A body of `kind` as a tree in the version it was sent in; unknown and duplicate fields are treated as the caller
+/// asked.
+pub(crate) fn decode(
+    call: &Call,
+    kind: &Kind,
+    wire: Wire,
+    body: &[u8],
+    validation: FieldValidation,
+) -> Result<Value, Failure> {
+    let (api_version, name) = codec::type_meta(media(wire), body).map_err(|error| {
+        Failure::bad_request(format!(
+            "the object provided is unrecognized (must be of type {}): {error}",
+            kind.gvk.kind
+        ))
+    })?;
+    let expected = kind.gvk.api_version();
+    if !name.is_empty() && name != kind.gvk.kind {
+        let shown = sampan_api::kind::split_api_version(&api_version).1.to_owned();
+        return Err(Failure::bad_request(format!(
+            "{name} in version {shown:?} cannot be handled as a {}: converting ({name}) to ({}): unknown conversion",
+            kind.gvk.kind, kind.gvk.kind
+        )));
+    }
+    if !api_version.is_empty() && api_version != expected {
+        return Err(Failure::bad_request(format!(
+            "the API version in the data ({api_version}) does not match the expected API version ({expected})"
+        )));
+    }
+    let cannot = |error: &dyn std::fmt::Display| {
+        let (kind, version) = (&kind.gvk.kind, &kind.gvk.version);
+        Failure::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {error}"))
+    };
+    let decoded = codec::decode(&kind.schema, kind.root, media(wire), body).map_err(|error| cannot(&error))?;
+    if !decoded.problems.is_empty() {
+        match validation {
+            FieldValidation::Ignore => {}
+            FieldValidation::Warn => decoded.problems.iter().for_each(|problem| call.warn(problem.to_string())),
+            FieldValidation::Strict => {
+                let all: Vec<String> = decoded.problems.iter().map(ToString::to_string).collect();
+                return Err(cannot(&format!("strict decoding error: {}", all.join(", "))));
+            }
+        }
+    }
+    let mut tree = decoded.object;
+    if let Value::Object(map) = &mut tree {
+        map.insert("apiVersion".into(), expected.into());
+        map.insert("kind".into(), kind.gvk.kind.clone().into());
+    }
+    Ok(tree)
+}
+
+/// From what a client sent to a complete object of the storage version.
+pub(crate) fn complete(kind: &Kind, sent: Value) -> Result<Value, Failure> {
+    let mut tree = convert::to_storage(kind, sent)?;
+    complete_stored(kind, &mut tree);
+    Ok(tree)
+}
+
+fn complete_stored(kind: &Kind, tree: &mut Value) {
+    let root = respond::storage_root(kind);
+    default::apply_defaults(&kind.schema, root, tree);
+    (strategy::of(&kind.storage.group, &kind.storage.kind).default)(tree);
+}
+
+pub(crate) fn parse(entry: &Entry) -> Result<Value, Failure> {
+    serde_json::from_slice(&entry.value).map_err(Failure::internal)
+}
+
+/// Canonical bytes; the revision goes in when they are committed.
+pub(crate) fn payload(kind: &Kind, tree: &Value) -> Payload {
+    let encoded = codec::encode(&kind.schema, respond::storage_root(kind), tree);
+    Payload { bytes: Bytes::from(encoded.bytes), stamp: encoded.stamp }
+}
+
+/// A failed commit that says nothing about our own object.
+pub(crate) fn uncommitted(error: &CommitError) -> Failure {
+    match error {
+        CommitError::Conflict { .. } => Failure::new(Reason::Conflict, error.to_string()),
+        CommitError::ReadOnly(_) => Failure::new(Reason::ServiceUnavailable, error.to_string()),
+        CommitError::Unavailable(_) => Failure::internal(error),
+        other => Failure::internal(other),
+    }
+}
+
+/// What one attempt to commit came to.
+pub(crate) enum Attempt {
+    Done(Committed),
+    /// Another writer was faster with this key; the whole attempt is made again.
+    Raced(Key),
+}
+
+/// Commits with the caller's fence among the checks.
+pub(crate) async fn commit(call: &Call, mut txn: Txn) -> Result<Attempt, Failure> {
+    let store = &call.server.config.store;
+    if let Some(check) = fence::check(store, &call.headers)? {
+        txn.checks.push(check);
+    }
+    match store.commit(txn).await {
+        Ok(done) => Ok(Attempt::Done(done)),
+        Err(CommitError::Conflict { key, .. }) => Ok(Attempt::Raced(key)),
+        Err(error) => Err(uncommitted(&error)),
+    }
+}
+
+/// Stores a new object. `sent` is complete and in the storage version.
+pub(crate) async fn create(target: &Target<'_>, mut sent: Value) -> Result<Written, Failure> {
+    place(target, &mut sent)?;
+    target.track(None, &mut sent)?;
+    create_owned(target, sent).await
+}
+
+/// The same when ownership of the fields is settled already (server-side apply).
+pub(crate) async fn create_owned(target: &Target<'_>, mut tree: Value) -> Result<Written, Failure> {
+    let Target { call, kind, .. } = target;
+    let config = &call.server.config;
+    place(target, &mut tree)?;
+    if !object::resource_version(&tree).is_empty() {
+        return Err(Failure::bad_request("resourceVersion should not be set on objects to be created"));
+    }
+    let mut tree = mutated(target, Operation::Create, tree, &Value::Null).await?;
+    let strategy = target.strategy();
+    (strategy.prepare_create)(&mut tree);
+    if kind.has_status && !strategy.keeps_status_on_create {
+        reset_status(kind, &mut tree);
+    }
+    begin_metadata(target, &mut tree);
+    // Generated names clash once in a hundred thousand; as upstream, give up after eight.
+    for _ in 0..8 {
+        let generated =
+            object::name(&tree).is_empty() && !object::text(&tree, &["metadata", "generateName"]).is_empty();
+        let mut tree = tree.clone();
+        if generated {
+            let base = object::text(&tree, &["metadata", "generateName"]);
+            let base: String = base.chars().take(63 - 5).collect();
+            let name = base + &config.dice.suffix(5);
+            object::metadata_mut(&mut tree).insert("name".into(), name.into());
+        }
+        let name = object::name(&tree).to_owned();
+        // A raced neighbour (a Service address, the namespace, the fence's lease) is read again.
+        loop {
+            let mut txn = Txn::default();
+            namespaces::admit_create(call, kind, target.namespace, &mut txn)?;
+            let mut tree = tree.clone();
+            services::allocate(config, kind, &mut tree, None, target.options.dry_run, &mut txn)?;
+            let mut errors = meta::validate(&tree, strategy.name, kind.namespaced());
+            errors.0.extend(schema::validate(&kind.schema, respond::storage_root(kind), &tree).0);
+            errors.0.extend((strategy.validate_create)(&tree).0);
+            target.invalid(&name, errors)?;
+            validated(target, Operation::Create, &tree, &Value::Null).await?;
+            (strategy.warnings)(&tree, None).into_iter().for_each(|text| call.warn(text));
+            warn_inert(call, kind);
+            let key = keys::key(kind, target.namespace, &name);
+            if target.options.dry_run {
+                if !generated && config.store.get(&key).is_some() {
+                    return Err(Failure::already_exists(&kind.gvk.group, &kind.resource, &name));
+                }
+                return Ok(Written { code: 201, object: Object::Tree(tree) });
+            }
+            txn.checks.insert(0, Check { key: key.clone(), expect: Expect::Absent });
+            txn.writes.insert(0, Write::Put { key: key.clone(), payload: payload(kind, &tree) });
+            match commit(call, txn).await? {
+                Attempt::Done(done) => {
+                    let entry = done.entries.into_iter().next().ok_or_else(|| Failure::internal("an empty commit"))?;
+                    return Ok(Written { code: 201, object: Object::Stored(entry) });
+                }
+                Attempt::Raced(raced) if raced == key && generated => break,
+                Attempt::Raced(raced) if raced == key => {
+                    return Err(Failure::already_exists(&kind.gvk.group, &kind.resource, &name));
+                }
+                Attempt::Raced(_) => {}
+            }
+        }
+    }
+    let base = object::text(&tree, &["metadata", "generateName"]);
+    let mut failure = Failure::already_exists(&kind.gvk.group, &kind.resource, base);
+    failure.message.push_str(", the server was not able to generate a unique name for the object");
+    failure.retry_after_seconds = Some(1);
+    Err(failure)
+}
+
+/// The object's namespace and name must be those of the request.
+fn place(target: &Target<'_>, tree: &mut Value) -> Result<(), Failure> {
+    let namespace = object::namespace(tree).to_owned();
+    if target.kind.namespaced() {
+        if target.namespace.is_empty() {
+            return Err(Failure::bad_request("an empty namespace may not be set during creation"));
+        }
+        if namespace.is_empty() {
+            object::metadata_mut(tree).insert("namespace".into(), target.namespace.into());
+        } else if namespace != target.namespace {
+            return Err(Failure::bad_request(
+                "the namespace of the provided object does not match the namespace sent on the request",
+            ));
+        }
+    } else if !namespace.is_empty() {
+        object::metadata_mut(tree).remove("namespace");
+    }
+    let name = object::name(tree);
+    if !target.name.is_empty() && name != target.name {
+        if !name.is_empty() {
+            return Err(Failure::bad_request(format!(
+                "the name of the object ({name}) does not match the name on the URL ({})",
+                target.name
+            )));
+        }
+        object::metadata_mut(tree).insert("name".into(), target.name.into());
+    }
+    Ok(())
+}
+
+/// Status as it is before anyone wrote it.
+fn reset_status(kind: &Kind, tree: &mut Value) {
+    if let Value::Object(map) = tree {
+        map.remove("status");
+    }
+    complete_stored(kind, tree);
+}
+
+fn begin_metadata(target: &Target<'_>, tree: &mut Value) {
+    let config = &target.call.server.config;
+    let metadata = object::metadata_mut(tree);
+    for dropped in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "resourceVersion"] {
+        metadata.remove(dropped);
+    }
+    metadata.insert("uid".into(), config.dice.uid().into());
+    metadata.insert("creationTimestamp".into(), timestamp(config.clock.now()).into());
+    if target.kind.has_generation {
+        metadata.insert("generation".into(), 1.into());
+    } else {
+        metadata.remove("generation");
+    }
+}
+
+/// RFC 3339 with whole seconds.
+pub(crate) fn timestamp(now: jiff::Timestamp) -> String {
+    now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+fn warn_inert(call: &Call, kind: &Kind) {
+    if kind.inert {
+        call.warn(format!("no controller of this cluster acts on {} yet: the object is only stored", kind.gvk.kind));
+    }
+}
+
+/// Runs the mutating plug-ins; what they added is defaulted like what a client sent.
+async fn mutated(target: &Target<'_>, operation: Operation, tree: Value, old: &Value) -> Result<Value, Failure> {
+    let call = target.call;
+    if call.server.config.plugins.is_empty() {
+        return Ok(tree);
+    }
+    let before = tree.clone();
+    let name = object::name(&tree).to_owned();
+    let mut request = request(target, operation, &name, tree, old);
+    for plugin in &call.server.config.plugins {
+        plugin.mutate(&mut request).await?;
+    }
+    let Request { object: mut tree, warnings, .. } = request;
+    warnings.into_iter().for_each(|text| call.warn(text));
+    if tree != before {
+        complete_stored(target.kind, &mut tree);
+    }
+    Ok(tree)
+}
+
+async fn validated(target: &Target<'_>, operation: Operation, tree: &Value, old: &Value) -> Result<(), Failure> {
+    let plugins = &target.call.server.config.plugins;
+    if plugins.is_empty() {
+        return Ok(());
+    }
+    let request = request(target, operation, object::name(tree), tree.clone(), old);
+    for plugin in plugins {
+        plugin.validate(&request).await?;
+    }
+    Ok(())
+}
+
+fn request<'a>(
+    target: &'a Target<'_>,
+    operation: Operation,
+    name: &'a str,
+    tree: Value,
+    old: &'a Value,
+) -> Request<'a> {
+    Request {
+        operation,
+        kind: target.kind,
+        subresource: target.subresource,
+        namespace: target.namespace,
+        name,
+        user: &target.call.user,
+        object: tree,
+        old,
+        options: Value::Null,
+        dry_run: target.options.dry_run,
+        warnings: Vec::new(),
+    }
+}
+
+/// What an update makes of the stored object.
+pub(crate) enum Change {
+    /// As a client sent it: complete, in the storage version. Ownership of its fields is worked out here.
+    Sent(Value),
+    /// The same, but ownership is settled already (server-side apply).
+    Owned(Value),
+}
+
+/// Changes an object. `make` gets the stored object (storage version) and answers what it should become; it runs again
+/// on the newer object when another writer was faster. It answers with `Err` to refuse.
+pub(crate) async fn update(
+    target: &Target<'_>,
+    mut make: impl FnMut(&Value) -> Result<Change, Failure>,
+) -> Result<Written, Failure> {
+    let Target { call, kind, namespace, name, .. } = target;
+    let config = &call.server.config;
+    let strategy = target.strategy();
+    loop {
+        let entry = read::find(&config.store, kind, namespace, name)?;
+        let old = parse(&entry)?;
+        let (mut new, owned) = match make(&old)? {
+            Change::Sent(new) => (new, false),
+            Change::Owned(new) => (new, true),
+        };
+        place(target, &mut new)?;
+        preconditions(target, &entry, &old, &new)?;
+        keep(target, &old, &mut new);
+        if !owned {
+            target.track(Some(&old), &mut new)?;
+        }
+        let mut new = mutated(target, Operation::Update, new, &old).await?;
+        if target.subresource.is_empty() {
+            (strategy.prepare_update)(&mut new, &old);
+        }
+        if kind.has_generation && !same_desire(&new, &old) {
+            let generation = object::lookup(&old, &["metadata", "generation"]).and_then(Value::as_i64).unwrap_or(0);
+            object::metadata_mut(&mut new).insert("generation".into(), (generation + 1).into());
+        }
+        let mut txn = Txn::default();
+        services::allocate(config, kind, &mut new, Some(&old), target.options.dry_run, &mut txn)?;
+        let mut errors = meta::validate(&new, strategy.name, kind.namespaced());
+        errors.0.extend(schema::validate(&kind.schema, respond::storage_root(kind), &new).0);
+        if target.subresource.is_empty() {
+            errors.0.extend((strategy.validate_update)(&new, &old).0);
+        } else {
+            errors.0.extend((strategy.validate_subresource)(target.subresource, &new, &old).0);
+        }
+        target.invalid(name, errors)?;
+        validated(target, Operation::Update, &new, &old).await?;
+        if target.subresource.is_empty() {
+            (strategy.warnings)(&new, Some(&old)).into_iter().for_each(|text| call.warn(text));
+            warn_inert(call, kind);
+        }
+        if without_times(new.clone()) == without_times(old.clone()) && txn.writes.is_empty() {
+            // Nothing changed: nothing is written, and the revision stays.
+            fence::check(&config.store, &call.headers)?;
+            return Ok(Written { code: 200, object: Object::Stored(entry) });
+        }
+        if target.options.dry_run {
+            return Ok(Written { code: 200, object: Object::Tree(new) });
+        }
+        let ended = object::lookup(&new, &["metadata", "deletionTimestamp"]).is_some()
+            && !namespaces::has_finalizers(kind, &new)
+            && object::lookup(&old, &["metadata", "deletionGracePeriodSeconds"]).and_then(Value::as_i64).unwrap_or(0)
+                == 0;
+        let payload = payload(kind, &new);
+        txn.checks.insert(0, Check { key: entry.key.clone(), expect: Expect::Modified(entry.modified) });
+        txn.writes.insert(
+            0,
+            if ended {
+                Write::Delete { key: entry.key.clone(), last: Some(payload) }
+            } else {
+                Write::Put { key: entry.key.clone(), payload }
+            },
+        );
+        if ended {
+            services::release(kind, &old, &mut txn);
+        }
+        if let Attempt::Done(done) = commit(call, txn).await? {
+            let entry = done.entries.into_iter().next().ok_or_else(|| Failure::internal("an empty commit"))?;
+            return Ok(Written { code: 200, object: Object::Stored(entry) });
+        }
+    }
+}
+
+fn preconditions(target: &Target<'_>, entry: &Entry, old: &Value, new: &Value) -> Result<(), Failure> {
+    let version = object::resource_version(new);
+    if version.is_empty() {
+        if !target.strategy().unconditional_update && target.subresource.is_empty() {
+            let mut errors = FieldErrors::default();
+            let field = FieldPath::new("metadata").child("resourceVersion");
+            errors.push(field, FieldErrorKind::Invalid(0.into()), "must be specified for an update");
+            return target.invalid(target.name, errors);
+        }
+    } else if version != entry.modified.0.to_string() {
+        if version.parse::<u64>().is_err() {
+            let mut errors = FieldErrors::default();
+            let field = FieldPath::new("metadata").child("resourceVersion");
+            errors.invalid(field, version, format!("strconv.ParseUint: parsing {version:?}: invalid syntax"));
+            return target.invalid(target.name, errors);
+        }
+        return Err(target.conflict(MODIFIED));
+    }
+    let (sent, stored) = (object::uid(new), object::uid(old));
+    if !sent.is_empty() && sent != stored {
+        let why = format!("Precondition failed: UID in precondition: {sent}, UID in object meta: {stored}");
+        return Err(target.conflict(why));
+    }
+    Ok(())
+}
+
+/// Takes from the stored object what this request may not change.
+fn keep(target: &Target<'_>, old: &Value, new: &mut Value) {
+    let from_old = |new: &mut Value, field: &str| {
+        let metadata = object::metadata_mut(new);
+        match object::lookup(old, &["metadata", field]) {
+            Some(value) => metadata.insert(field.into(), value.clone()),
+            None => metadata.remove(field),
+        };
+    };
+    for field in [
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+        "resourceVersion",
+        "generateName",
+    ] {
+        from_old(new, field);
+    }
+    object::metadata_mut(new).remove("selfLink");
+    let swap = |new: &mut Value, field: &str, source: &Value| {
+        if let Value::Object(map) = new {
+            match source.get(field) {
+                Some(value) => map.insert(field.into(), value.clone()),
+                None => map.remove(field),
+            };
+        }
+    };
+    match target.subresource {
+        "" if target.kind.has_status => swap(new, "status", old),
+        "" => {}
+        "status" => {
+            // Status and metadata from the request, everything else as stored. Owners stay: old kubelets sent stale ones
+            // (`pkg/registry/core/pod/strategy.go`).
+            let mut merged = old.clone();
+            swap(&mut merged, "metadata", new);
+            swap(&mut merged, "status", new);
+            *new = merged;
+            from_old(new, "ownerReferences");
+        }
+        "ephemeralcontainers" => {
+            let containers = object::lookup(new, &["spec", "ephemeralContainers"]).cloned();
+            *new = old.clone();
+            if let Some(containers) = containers {
+                object::child_mut(new, "spec").insert("ephemeralContainers".into(), containers);
+            }
+        }
+        "resize" => resized(old, new),
+        _ => {}
+    }
+}
+
+/// Of a resize only the resources of containers count.
+fn resized(old: &Value, new: &mut Value) {
+    let mut merged = old.clone();
+    for list in ["containers", "initContainers"] {
+        let Some(Value::Array(containers)) = merged.pointer_mut(&format!("/spec/{list}")) else { continue };
+        let sent = new.pointer(&format!("/spec/{list}")).and_then(Value::as_array);
+        for container in containers {
+            let same = |one: &&Value| one.get("name") == container.get("name");
+            let Some(resources) = sent.and_then(|sent| sent.iter().find(same)).and_then(|one| one.get("resources"))
+            else {
+                continue;
+            };
+            container["resources"] = resources.clone();
+        }
+    }
+    *new = merged;
+}
+
+/// Nothing but metadata and status differs.
+fn same_desire(new: &Value, old: &Value) -> bool {
+    let (Value::Object(new), Value::Object(old)) = (new, old) else { return new == old };
+    let desire = |key: &&String| !matches!(key.as_str(), "metadata" | "status" | "kind" | "apiVersion");
+    let keys = new.keys().chain(old.keys()).filter(desire);
+    let absent = |value: Option<&Value>| value.is_none_or(Value::is_null);
+    keys.into_iter().all(|key| {
+        let (a, b) = (new.get(key), old.get(key));
+        a == b || (absent(a) && absent(b))
+    })
+}
+
+/// The object without the times of its managed fields: a write that changes only those changes nothing.
+fn without_times(mut tree: Value) -> Value {
+    if let Some(Value::Array(entries)) = tree.pointer_mut("/metadata/managedFields") {
+        for entry in entries {
+            if let Value::Object(entry) = entry {
+                entry.remove("time");
+            }
+        }
+    }
+    tree
+}
+
+/// `PUT`: replaces the object, or creates it where the kind allows that.
+pub(crate) async fn replace(target: &Target<'_>, sent: Value) -> Result<Written, Failure> {
+    let store = &target.call.server.config.store;
+    let key = keys::key(target.kind, target.namespace, target.name);
+    if target.strategy().create_on_update && target.subresource.is_empty() && store.get(&key).is_none() {
+        let mut fresh = sent.clone();
+        object::metadata_mut(&mut fresh).remove("resourceVersion");
+        match create(target, fresh).await {
+            Err(failure) if failure.reason == Reason::AlreadyExists => {}
+            other => return other,
+        }
+    }
+    if target.name.is_empty() {
+        return Err(target.forbidden("a name is required"));
+    }
+    update(target, |_| Ok(Change::Sent(sent.clone()))).await
+}
