@@ -10,6 +10,7 @@ pub mod duration;
 pub mod error;
 pub mod kind;
 pub mod object;
+pub mod openapi;
 pub mod patch;
 pub mod quantity;
 pub mod schema;
