@@ -9,6 +9,7 @@ pub mod deployment;
 pub mod discovery;
 pub mod endpoints;
 pub mod framework;
+pub mod garbage;
 pub mod namespace;
 pub mod namespaced;
 pub mod ownership;
