@@ -21,6 +21,8 @@ pub mod replicaset;
 pub mod views;
 
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod testing;
 
 use std::net::IpAddr;

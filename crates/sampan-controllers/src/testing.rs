@@ -111,6 +111,16 @@ impl Api {
         self.lock().commit(id, Some(object));
     }
 
+    /// A digest of every write so far.
+    pub fn trace(&self) -> u64 {
+        use std::hash::{DefaultHasher, Hash, Hasher};
+        let mut hasher = DefaultHasher::new();
+        for (revision, resource, event) in &self.lock().history {
+            (revision, resource, event.to_string()).hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+
     pub fn remove(&self, resource: &str, namespace: &str, name: &str) {
         self.lock().commit((resource.into(), namespace.into(), name.into()), None);
     }
@@ -129,6 +139,20 @@ impl Api {
         let Route { resource, namespace, name, subresource } = route;
         if *method == http::Method::POST && subresource.is_empty() {
             return self.create(resource, namespace, body);
+        }
+        if name.is_empty() {
+            let here = |(one, space, _): &&Id| *one == resource && *space == namespace;
+            let names: Vec<String> = self.lock().objects.keys().filter(here).map(|(.., name)| name.clone()).collect();
+            for name in names {
+                let route = Route {
+                    name,
+                    resource: resource.clone(),
+                    namespace: namespace.clone(),
+                    subresource: String::new(),
+                };
+                self.write(method, route, content, body)?;
+            }
+            return Ok(json!({}));
         }
         let id = (resource, namespace, name);
         let mut state = self.lock();
@@ -157,7 +181,8 @@ impl Api {
                 _ => false,
             };
             let graceful = id.0 == "pods" && !old["spec"]["nodeName"].is_null() && body["gracePeriodSeconds"] != 0;
-            if !graceful && finalizers.is_empty() {
+            let held = old["spec"]["finalizers"].as_array().is_some_and(|all| !all.is_empty());
+            if !graceful && !held && finalizers.is_empty() {
                 return Ok(state.commit(id, None));
             }
             if new["metadata"]["deletionTimestamp"].is_null() {
@@ -346,8 +371,20 @@ fn discovery(path: &str) -> Option<Value> {
         Some(json!({"resources": resources.iter().map(one).collect::<Vec<_>>()}))
     };
     match path {
-        "/apis" => Some(json!({"groups": [{"preferredVersion": {"groupVersion": "apps/v1"}}]})),
-        "/api/v1" => list(&[("pods", "Pod", true), ("configmaps", "ConfigMap", true), ("nodes", "Node", false)]),
+        "/apis" => Some(json!({"groups": [
+            {"preferredVersion": {"groupVersion": "apps/v1"}},
+            {"preferredVersion": {"groupVersion": "discovery.k8s.io/v1"}},
+        ]})),
+        "/apis/discovery.k8s.io/v1" => list(&[("endpointslices", "EndpointSlice", true)]),
+        "/api/v1" => list(&[
+            ("pods", "Pod", true),
+            ("configmaps", "ConfigMap", true),
+            ("services", "Service", true),
+            ("serviceaccounts", "ServiceAccount", true),
+            ("endpoints", "Endpoints", true),
+            ("nodes", "Node", false),
+            ("namespaces", "Namespace", false),
+        ]),
         "/apis/apps/v1" => list(&[("replicasets", "ReplicaSet", true), ("deployments", "Deployment", true)]),
         _ => None,
     }
