@@ -5,4 +5,3 @@
 pub mod admission;
 pub mod auth;
 pub mod descriptions;
-pub mod openapi;
