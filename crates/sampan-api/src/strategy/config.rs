@@ -256,8 +256,10 @@ mod tests {
             "[data[tls.crt]: Required value, data[tls.key]: Required value]"
         );
         assert_eq!(found(json!({"type": "kubernetes.io/tls", "data": {"tls.crt": "", "tls.key": ""}})), "[]");
-        assert!(found(json!({"type": "kubernetes.io/dockerconfigjson", "data": {".dockerconfigjson": "eA=="}}))
-            .starts_with("data[.dockerconfigjson]: Invalid value: \"<secret contents redacted>\""));
+        assert!(
+            found(json!({"type": "kubernetes.io/dockerconfigjson", "data": {".dockerconfigjson": "eA=="}}))
+                .starts_with("data[.dockerconfigjson]: Invalid value: \"<secret contents redacted>\"")
+        );
     }
 
     #[test]
