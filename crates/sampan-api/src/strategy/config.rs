@@ -55,7 +55,8 @@ pub const NAMESPACE: Strategy = Strategy {
     },
     prepare_update: |namespace, old| {
         // Finalizers change through /finalize only.
-        namespace["spec"]["finalizers"] = old["spec"]["finalizers"].clone();
+        let finalizers = old["spec"]["finalizers"].clone();
+        object::child_mut(namespace, "spec").insert("finalizers".into(), finalizers);
         name_label(namespace);
     },
     validate_create: |namespace| namespace_finalizers(namespace),

@@ -111,7 +111,7 @@ fn default_stateful_set(object: &mut Value) {
     set::unset(spec, "replicas", 1);
     set::unset(spec, "revisionHistoryLimit", 10);
     set::empty(spec, "podManagementPolicy", "OrderedReady");
-    rolling(spec, "updateStrategy", &[("partition", json!(0))]);
+    rolling(spec, "updateStrategy", &[("partition", json!(0)), ("maxUnavailable", json!(1))]);
     set::unset(spec, "persistentVolumeClaimRetentionPolicy", json!({}));
     if let Some(policy) = set::child(spec, "persistentVolumeClaimRetentionPolicy") {
         set::empty(policy, "whenDeleted", "Retain");
