@@ -6,9 +6,11 @@
 
 pub mod apply;
 pub mod codec;
+pub mod default;
 pub mod duration;
 pub mod error;
 pub mod kind;
+pub mod labels;
 pub mod meta;
 pub mod names;
 pub mod object;

@@ -9,6 +9,8 @@ use serde_json::Value;
 use crate::error::FieldErrors;
 
 pub mod at;
+pub mod pod;
+mod set;
 
 /// The hooks of one kind. Objects are in the kind's storage version.
 #[derive(Clone, Copy)]

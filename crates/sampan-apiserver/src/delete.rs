@@ -175,7 +175,7 @@ pub(crate) async fn one(
             Plan::Remove if options.dry_run => return Ok(Deleted::DryRun(old)),
             Plan::Mark(new) => {
                 let errors: FieldErrors =
-                    crate::interim::meta::validate(&new, strategy::of(group, &kind.gvk.kind).name, kind.namespaced());
+                    sampan_api::meta::validate(&new, strategy::of(group, &kind.gvk.kind).name, kind.namespaced());
                 errors.into_result(group, &kind.gvk.kind, name)?;
                 txn.writes.push(Write::Put { key: entry.key.clone(), payload: write::payload(kind, &new) });
                 false

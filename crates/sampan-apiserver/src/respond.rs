@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use sampan_api::schema::{SharedSchema, TypeId};
-use sampan_api::{Failure, Gvk, Kind, codec};
+use sampan_api::{Failure, Gvk, Kind, codec, object};
 use sampan_store::Entry;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -67,13 +67,13 @@ pub(crate) fn object(
     format: Format,
     code: u16,
     kind: &Arc<Kind>,
-    object: Object,
+    answer: Object,
 ) -> Result<Response<ResponseBody>, Failure> {
-    let entry = match object {
+    let entry = match answer {
         Object::Stored(entry) => entry,
         Object::Tree(tree) => {
-            let encoded = codec::encode(&storage_schema(kind), storage_root(kind), &tree);
-            return unstored(call, format, code, kind, encoded.bytes.into());
+            let json = with_revision(codec::encode(&kind.schema, storage_root(kind), &tree), object::resource_version(&tree));
+            return unstored(call, format, code, kind, json);
         }
     };
     if let Shape::Table(version) = format.shape {
@@ -95,6 +95,28 @@ fn unstored(
     }
     let bytes = made(format, kind, &json, false)?;
     Ok(finished(format, code, bytes.into()))
+}
+
+/// Puts the revision of an object that was not committed where the store would; without one the member goes.
+fn with_revision(encoded: codec::Encoded, revision: &str) -> Bytes {
+    const MEMBER: &[u8] = b"\"resourceVersion\":\"";
+    let codec::Encoded { mut bytes, stamp } = encoded;
+    let Some(at) = stamp.map(|at| at as usize).filter(|at| *at <= bytes.len()) else { return bytes.into() };
+    if !revision.is_empty() {
+        bytes.splice(at..at, revision.bytes());
+    } else if bytes[..at].ends_with(MEMBER) {
+        // Metadata never ends with the revision unless it is all there is.
+        let start = at - MEMBER.len();
+        let mut end = at + 1;
+        if bytes.get(end) == Some(&b',') {
+            end += 1;
+            bytes.drain(start..end);
+        } else {
+            let comma = usize::from(start > 0 && bytes[start - 1] == b',');
+            bytes.drain(start - comma..end);
+        }
+    }
+    bytes.into()
 }
 
 /// An object of any type of a schema, not necessarily of a kind that is stored (`Scale`, reviews, tokens).
@@ -132,11 +154,6 @@ fn finished(format: Format, code: u16, mut chunk: Chunk) -> Response<ResponseBod
 pub fn yaml(json: &[u8]) -> Bytes {
     let value: Value = serde_json::from_slice(json).unwrap_or_default();
     serde_saphyr::to_string(&value).map(Bytes::from).unwrap_or_default()
-}
-
-/// The schema objects of a kind are stored in. Versions of one kind share an arena.
-pub fn storage_schema(kind: &Kind) -> SharedSchema {
-    kind.schema.clone()
 }
 
 pub fn storage_root(kind: &Kind) -> TypeId {
@@ -226,4 +243,22 @@ pub fn metadata_only(version: MetaVersion, json: &[u8]) -> Result<Bytes, Failure
     let metadata = slim.metadata.get();
     Ok(format!("{{\"kind\":\"PartialObjectMetadata\",\"apiVersion\":\"{api_version}\",\"metadata\":{metadata}}}")
         .into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_committed_has_no_revision() {
+        let encoded = |json: &str, stamp| codec::Encoded { bytes: json.as_bytes().to_vec(), stamp };
+        let json = "{\"a\":1,\"resourceVersion\":\"\",\"b\":2}";
+        let stamp = json.find("\"\"").map(|at| at as u32 + 1);
+        assert_eq!(with_revision(encoded(json, stamp), ""), "{\"a\":1,\"b\":2}");
+        assert_eq!(with_revision(encoded(json, stamp), "7"), "{\"a\":1,\"resourceVersion\":\"7\",\"b\":2}");
+        let last = "{\"a\":1,\"resourceVersion\":\"\"}";
+        let stamp = last.find("\"\"").map(|at| at as u32 + 1);
+        assert_eq!(with_revision(encoded(last, stamp), ""), "{\"a\":1}");
+        assert_eq!(with_revision(encoded("{}", None), "7"), "{}");
+    }
 }

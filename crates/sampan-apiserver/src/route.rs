@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::interim::default;
+use sampan_api::default;
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response};
 use sampan_api::schema::{SharedSchema, TypeId};

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::interim::{default, meta, schema};
+use sampan_api::{default, meta}; use crate::interim::schema;
 use bytes::Bytes;
 use sampan_api::apply::{self, ApplyError, Writer};
 use sampan_api::error::FieldErrorKind;

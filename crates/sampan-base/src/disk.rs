@@ -35,6 +35,12 @@ pub trait Disk: Send + Sync + 'static {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file; durable when it returns. An absent file is `NotFound`.
     fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Keeps other processes (and other callers in this one) from taking the same lock until the answer and its clones
+    /// are dropped or the process ends, however it ends. `WouldBlock` when someone has it. A disk that no second process
+    /// can reach needs none.
+    fn lock(&self, _path: &Path) -> io::Result<DiskLock> {
+        Ok(Arc::new(()))
+    }
 }
 
 /// A file that only grows.
@@ -52,6 +58,9 @@ pub trait AppendFile: Send {
     /// Cuts the file to `length` and syncs.
     fn truncate(&mut self, length: u64) -> io::Result<()>;
 }
+
+/// What [`Disk::lock`] answers: held until the last clone is dropped.
+pub type DiskLock = Arc<dyn std::any::Any + Send + Sync>;
 
 /// The disk a component was given.
 pub type SharedDisk = Arc<dyn Disk>;

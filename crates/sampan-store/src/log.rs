@@ -146,6 +146,8 @@ pub enum LogError {
     Damaged { file: String, offset: u64, reason: String },
     #[error("{file}: {reason}")]
     Io { file: String, reason: String },
+    #[error("{file} is locked: another process has this log open")]
+    Busy { file: String },
     #[error("the log is closed")]
     Closed,
 }

@@ -3,6 +3,7 @@
 //! Plain data under one short lock; no IO, no async, no clock. One writer (the committer) applies transactions; readers
 //! take the lock for a bounded number of entries at a time, so that a list of everything doesn't hold up a write.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque, btree_map};
 use std::ops::Bound;
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -279,6 +280,20 @@ fn lower_bound<'a>(prefix: &'a str, after: Option<&'a str>) -> Bound<&'a str> {
     }
 }
 
+/// The first text after all that start with `prefix`; `None` when there is none. Bounding a scan by it, rather than
+/// looking at each key, lets counting run through the tree without touching the keys.
+fn prefix_end(prefix: &str) -> Option<String> {
+    let mut end = prefix.to_owned();
+    // UTF-8 sorts like the code points it encodes; the one after the last is none, so the character before moves on.
+    while let Some(last) = end.pop() {
+        if let Some(next) = (last..=char::MAX).nth(1) {
+            end.push(next);
+            return Some(end);
+        }
+    }
+    None
+}
+
 /// What was there at `at`, by the changes since: `None` when no change is later than `at`.
 fn before(past: &VecDeque<Before>, at: Revision) -> Option<Option<&Arc<Entry>>> {
     let index = past.partition_point(|before| before.until <= at);
@@ -299,33 +314,42 @@ impl Inner {
     /// The entries under `prefix` from `lower` on, as they were at the readable revision `at`, in order.
     fn visible<'a>(
         &'a self,
-        prefix: &'a str,
-        lower: Bound<&'a str>,
+        prefix: &str,
+        lower: Bound<&str>,
         at: Revision,
-    ) -> impl Iterator<Item = (&'a Key, &'a Arc<Entry>)> {
-        let bounds = (lower, Bound::Unbounded);
-        let mut live = self.live.range::<str, _>(bounds).take_while(move |(key, _)| key.starts_with(prefix)).peekable();
+    ) -> impl Iterator<Item = (&'a Key, &'a Arc<Entry>)> + use<'a> {
+        let end = prefix_end(prefix);
+        let lower = match (&end, lower) {
+            // A page may be asked for after a key behind the prefix; the map takes no bounds that cross.
+            (Some(end), Bound::Excluded(after)) if after >= end.as_str() => Bound::Included(end.as_str()),
+            _ => lower,
+        };
+        let bounds = (lower, end.as_deref().map_or(Bound::Unbounded, Bound::Excluded));
+        let mut live = self.live.range::<str, _>(bounds).peekable();
         // At the newest revision the past has nothing to say.
-        let past = (at < self.current).then(|| self.past.range::<str, _>(bounds)).into_iter().flatten();
-        let mut past = past.take_while(move |(key, _)| key.starts_with(prefix)).peekable();
+        let past = (at < self.current).then(|| self.past.range::<str, _>(bounds));
+        let mut past = past.into_iter().flatten().peekable();
         std::iter::from_fn(move || {
             loop {
                 // The smaller key is next; a key in both is taken from both.
-                let next = match (live.peek(), past.peek()) {
-                    (Some((key, _)), Some((changed, _))) => (*key).min(*changed),
-                    (Some((key, _)), None) => *key,
-                    (None, Some((changed, _))) => *changed,
+                let order = match (live.peek(), past.peek()) {
+                    (Some((key, _)), Some((changed, _))) => key.cmp(changed),
+                    (Some(_), None) => Ordering::Less,
+                    (None, Some(_)) => Ordering::Greater,
                     (None, None) => return None,
                 };
-                let now = live.next_if(|(key, _)| *key == next).map(|(_, live)| live);
-                let history = past.next_if(|(key, _)| *key == next).map(|(_, history)| history);
-                let entry = match (now, history) {
-                    (Some(live), _) if live.modified <= at => Some(&live.entry),
-                    (now, Some(history)) => before(history, at).unwrap_or(now.map(|live| &live.entry)),
-                    (now, None) => now.map(|live| &live.entry),
+                let now = if order.is_le() { live.next() } else { None };
+                let history = if order.is_ge() { past.next() } else { None };
+                let found = match (now, history) {
+                    (Some((key, live)), _) if live.modified <= at => Some((key, &live.entry)),
+                    (now, Some((key, history))) => {
+                        let then = before(history, at).unwrap_or(now.map(|(_, live)| &live.entry));
+                        then.map(|entry| (key, entry))
+                    }
+                    (now, None) => now.map(|(key, live)| (key, &live.entry)),
                 };
-                if let Some(entry) = entry {
-                    return Some((next, entry));
+                if found.is_some() {
+                    return found;
                 }
             }
         })
@@ -395,5 +419,30 @@ impl Inner {
             dropped.push(front);
         }
         dropped
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn the_end_of_a_prefix_divides_what_starts_with_it(prefix in "[a-c\u{7f}\u{d7ff}\u{10ffff}]{0,3}", key: String, tail: String) {
+            for key in [key, format!("{prefix}{tail}"), format!("{prefix}\u{10ffff}{tail}")] {
+                let inside = key >= prefix && prefix_end(&prefix).is_none_or(|end| key < end);
+                prop_assert_eq!(inside, key.starts_with(&prefix), "{:?}", key);
+            }
+        }
+    }
+
+    #[test]
+    fn splicing_puts_the_digits_in_and_replaces_them() {
+        let first = splice(b"{\"rv\":\"\"}", Some(7), 0, Revision(99));
+        assert_eq!(first, "{\"rv\":\"99\"}");
+        assert_eq!(splice(&first, Some(7), decimal_length(Revision(99)), Revision(100)), "{\"rv\":\"100\"}");
+        assert_eq!(splice(b"as it is", None, 0, Revision(1)), "as it is");
     }
 }

@@ -4,8 +4,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::{AppendFile, Disk};
+use super::{AppendFile, Disk, DiskLock};
 
 /// Paths are used as they are given.
 #[derive(Clone, Copy, Debug, Default)]
@@ -72,6 +73,12 @@ impl Disk for RealDisk {
     fn remove(&self, path: &Path) -> io::Result<()> {
         fs::remove_file(path)?;
         sync_dir(parent(path))
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<DiskLock> {
+        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+        file.try_lock()?;
+        Ok(Arc::new(file))
     }
 }
 

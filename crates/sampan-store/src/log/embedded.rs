@@ -8,10 +8,11 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use sampan_base::disk::{AppendFile, Disk, SharedDisk};
-use sampan_base::task;
+use sampan_base::disk::{AppendFile, Disk, DiskLock, SharedDisk};
+use sampan_base::{Clock, task};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -26,6 +27,8 @@ use super::{
     decide,
 };
 use crate::Revision;
+
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// When files end and snapshots are made.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +58,8 @@ pub struct EmbeddedLog {
 struct Writer {
     /// Away while an append works on it; lost if that append was abandoned half-way, and then the log is at an end.
     file: Option<Box<dyn AppendFile>>,
+    /// Until the log is closed.
+    lock: Option<DiskLock>,
     closed: bool,
     compaction: Option<JoinHandle<()>>,
 }
@@ -75,10 +80,11 @@ impl EmbeddedLog {
     /// with [`LogError::Damaged`] whatever else is not as it was written. Only the last segment is read: the others are
     /// verified when they are read through [`Log::snapshot`] and [`Log::tail`], which a store does before it opens.
     pub async fn open(disk: SharedDisk, dir: PathBuf, sizes: Sizes, must_exist: bool) -> Result<Self, LogError> {
+        let lock = take_lock(&disk, &dir).await?;
         let (inner_disk, inner_dir) = (disk.clone(), dir.clone());
         let opened = run(&disk, move || open(&*inner_disk, &inner_dir, must_exist)).await;
         let (file, shared) = opened.map_err(|reason| LogError::Io { file: dir.display().to_string(), reason })??;
-        let writer = Writer { file: Some(file), closed: false, compaction: None };
+        let writer = Writer { file: Some(file), lock: Some(lock), closed: false, compaction: None };
         let shared = Arc::new(Mutex::new(shared));
         Ok(Self { disk, dir, sizes, writer: tokio::sync::Mutex::new(writer), shared })
     }
@@ -126,14 +132,19 @@ impl EmbeddedLog {
         };
         let (disk, dir, sizes, shared) = (self.disk.clone(), self.dir.clone(), self.sizes, self.shared.clone());
         let bytes_before = self.shared().closed_bytes;
-        let work = move || match compact(&*disk, &dir, old.as_ref(), &closed, revision, sizes.part) {
-            Ok(snapshot) => {
-                let mut shared = lock(&shared);
-                shared.segments.retain(|after| *after >= revision);
-                shared.snapshot = Some(snapshot);
-                shared.closed_bytes -= bytes_before;
+        let held = writer.lock.clone();
+        let work = move || {
+            match compact(&*disk, &dir, old.as_ref(), &closed, revision, sizes.part) {
+                Ok(snapshot) => {
+                    let mut shared = lock(&shared);
+                    shared.segments.retain(|after| *after >= revision);
+                    shared.snapshot = Some(snapshot);
+                    shared.closed_bytes -= bytes_before;
+                }
+                Err(error) => tracing::warn!(%error, "no snapshot of the log was made; it will be tried again"),
             }
-            Err(error) => tracing::warn!(%error, "no snapshot of the log was made; it will be tried again"),
+            // Not before: the log may have been dropped meanwhile, and nobody else may open it while files go.
+            drop(held);
         };
         if self.disk.blocks() {
             writer.compaction = Some(task::spawn_blocking(work));
@@ -150,6 +161,23 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
 /// Runs disk work off the async threads, or right here where the disk doesn't block. Fails when the work panicked.
 async fn run<R: Send + 'static>(disk: &SharedDisk, work: impl FnOnce() -> R + Send + 'static) -> Result<R, String> {
     if disk.blocks() { task::spawn_blocking(work).await.map_err(|error| error.to_string()) } else { Ok(work()) }
+}
+
+/// Keeps a second process out. One that is just ending gets a moment to do so.
+async fn take_lock(disk: &SharedDisk, dir: &Path) -> Result<DiskLock, LogError> {
+    let path = dir.join("lock");
+    let failed = |error: io::Error| io_error(&path, &error);
+    disk.create_dir_all(dir).map_err(failed)?;
+    let clock = Clock::system();
+    let deadline = clock.instant() + LOCK_PATIENCE;
+    loop {
+        match disk.lock(&path) {
+            Ok(lock) => return Ok(lock),
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(failed(error)),
+            Err(_) if clock.instant() >= deadline => return Err(LogError::Busy { file: path.display().to_string() }),
+            Err(_) => clock.sleep(Duration::from_millis(10)).await,
+        }
+    }
 }
 
 enum CreateError {
@@ -348,6 +376,7 @@ impl Log for EmbeddedLog {
             let mut writer = self.writer.lock().await;
             writer.closed = true;
             writer.file = None;
+            writer.lock = None;
             writer.compaction.take()
         };
         self.shared().tails.clear();

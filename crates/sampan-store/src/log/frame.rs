@@ -200,3 +200,51 @@ pub(super) fn decode_saved(frame: &Frame) -> Option<Vec<Saved>> {
 fn decode_key(cursor: &mut Cursor<'_>) -> Option<Key> {
     std::str::from_utf8(&cursor.bytes()?).ok().map(Key::from)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two frames of 700 bytes that don't look like zeros, and where the second starts.
+    fn two_frames() -> (Vec<u8>, usize) {
+        let payload: Vec<u8> = (0..700_u32).map(|at| (at % 251) as u8 + 1).collect();
+        let one = [&header(Kind::Transactions, Revision(0), &payload)[..], &payload].concat();
+        let two = [&header(Kind::Transactions, Revision(1), &payload)[..], &payload].concat();
+        ([&one[..], &two].concat(), one.len())
+    }
+
+    fn broken(content: Vec<u8>, offset: usize) -> Option<Broken> {
+        read(&Bytes::from(content), offset).err()
+    }
+
+    #[test]
+    fn a_last_frame_that_ends_early_or_was_never_written_is_torn() {
+        let (content, second) = two_frames();
+        assert!(read(&Bytes::from(content.clone()), 0).is_ok_and(|frame| frame.is_some_and(|it| it.end == second)));
+        for length in second + 1..content.len() {
+            assert_eq!(broken(content[..length].to_vec(), second), Some(Broken::Torn), "{length}");
+        }
+        // The length reached the disk, some of the content didn't.
+        for unwritten in [second..content.len(), 1024..content.len(), second..1024] {
+            let mut content = content.clone();
+            content[unwritten.clone()].fill(0);
+            assert_eq!(broken(content, second), Some(Broken::Torn), "{unwritten:?}");
+        }
+    }
+
+    #[test]
+    fn everything_else_is_damage() {
+        let (content, second) = two_frames();
+        for (offset, frame_end) in [(0, second), (second, content.len())] {
+            for at in offset..frame_end {
+                let mut content = content.clone();
+                content[at] ^= 0x10;
+                assert!(matches!(broken(content, offset), Some(Broken::Damaged(_))), "byte {at}");
+            }
+        }
+        // Never written, but something good comes after it.
+        let mut content = content;
+        content[..second].fill(0);
+        assert!(matches!(broken(content, 0), Some(Broken::Damaged(_))));
+    }
+}

@@ -136,6 +136,31 @@ async fn a_lost_log_is_not_taken_for_a_fresh_start() {
 }
 
 #[tokio::test]
+async fn a_second_process_is_kept_out() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let real =
+        || Config { disk: Arc::new(RealDisk), dir: dir.path().into(), ..config(&MemoryDisk::default(), history()) };
+    let store = Store::open(real()).await.expect("opens");
+    assert!(matches!(Store::open(real()).await.err(), Some(OpenError::Log(LogError::Busy { .. }))));
+    store.commit(txn(vec![put("/a", "1")])).await.expect("the first goes on");
+    drop(store);
+    assert!(Store::open(real()).await.expect("the first is gone").get("/a").is_some());
+}
+
+#[tokio::test]
+async fn pages_may_start_anywhere() {
+    let store = open(&MemoryDisk::default()).await.expect("opens");
+    store.commit(txn(vec![put("/a/1", "x"), put("/a/2", "x"), put("/b/1", "x")])).await.expect("commits");
+    store.commit(txn(vec![delete("/b/1")])).await.expect("commits");
+    for (after, expected) in [("", 2), ("/a/", 2), ("/a/1", 1), ("/a/2", 0), ("/a0", 0), ("/b", 0), ("/z", 0)] {
+        for at in [None, Some(Revision(1))] {
+            let range = Range { prefix: "/a/", after: Some(after), limit: 5, at };
+            assert_eq!(store.range(&range).expect("readable").entries.len(), expected, "after {after:?} at {at:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_slow_watcher_is_cut_off_and_others_are_not() {
     let store = open(&MemoryDisk::default()).await.expect("opens");
     let mut slow = store.watch("/a", Revision(0)).expect("from now");
