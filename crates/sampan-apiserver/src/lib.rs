@@ -35,6 +35,7 @@ mod select;
 pub mod server;
 pub mod services;
 mod state;
+pub mod streaming;
 mod table;
 mod watch;
 mod write;
