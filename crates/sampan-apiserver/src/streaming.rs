@@ -340,10 +340,10 @@ mod tests {
     #[tokio::test]
     async fn a_nodes_refusal_becomes_a_status() {
         let Fixture { nodes, node, .. } = fixture().await;
-        let refused = nodes.connect(&node, get("/containerLogs/missing")).await.err().expect("refused");
+        let refused = nodes.connect(&node, get("/containerLogs/missing")).await.expect_err("refused");
         assert_eq!((refused.code, refused.message.as_str()), (400, "container is waiting"));
         let gone = Node { port: 1, ..node };
-        let failure = nodes.connect(&gone, get("/exec")).await.err().expect("unreachable");
+        let failure = nodes.connect(&gone, get("/exec")).await.expect_err("unreachable");
         assert!(failure.code == 500 && failure.message.starts_with("error dialing backend: dial tcp 127.0.0.1:1"));
     }
 
