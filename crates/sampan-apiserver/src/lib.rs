@@ -44,3 +44,4 @@ mod write;
 pub use local::Local;
 pub use server::{Config, Server, Version};
 pub use state::{StoreLookup, feed};
+pub mod descriptions;
