@@ -96,7 +96,9 @@ async fn start() -> Cluster {
     post(&admin, "/api/v1/namespaces/default/serviceaccounts", account).await.expect("created");
     let spec = json!({"nodeName": "n1", "containers": [{"name": "c", "image": "i"}]});
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": spec});
-    post(&admin, "/api/v1/namespaces/default/pods", pod).await.expect("created");
+    let mut pod = post(&admin, "/api/v1/namespaces/default/pods", pod).await.expect("created");
+    pod["status"] = json!({"phase": "Running"});
+    call(&admin, Method::PUT, &format!("{POD}/status"), pod, &[]).await.expect("told");
     cluster
 }
 
@@ -161,7 +163,8 @@ async fn port_forward_over_spdy() {
 async fn logs_and_refusals() {
     let cluster = start().await;
     let admin = cluster.user("root", &[MASTERS]);
-    let logs = common::get(&admin, &format!("{POD}/log")).await.expect("logs");
+    let gzip = [("accept-encoding", "gzip")];
+    let logs = call(&admin, Method::GET, &format!("{POD}/log"), Value::Null, &gzip).await.expect("logs");
     assert_eq!(logs, "a line\n");
     let dev = cluster.transport(Some(&cluster.identity("dev", &[])));
     let refused = dev.websocket(&format!("{POD}/exec?command=cat"), "v5.channel.k8s.io").await;
