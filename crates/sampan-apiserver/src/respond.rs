@@ -72,7 +72,8 @@ pub(crate) fn object(
     let entry = match answer {
         Object::Stored(entry) => entry,
         Object::Tree(tree) => {
-            let json = with_revision(codec::encode(&kind.schema, storage_root(kind), &tree), object::resource_version(&tree));
+            let json =
+                with_revision(codec::encode(&kind.schema, storage_root(kind), &tree), object::resource_version(&tree));
             return unstored(call, format, code, kind, json);
         }
     };

@@ -3,12 +3,13 @@
 
 use std::sync::Arc;
 
-use sampan_api::{default, meta}; use crate::interim::schema;
+use crate::interim::schema;
 use bytes::Bytes;
 use sampan_api::apply::{self, ApplyError, Writer};
 use sampan_api::error::FieldErrorKind;
 use sampan_api::strategy::{self, Strategy};
 use sampan_api::{Failure, FieldErrors, FieldPath, Kind, Reason, codec, object};
+use sampan_api::{default, meta};
 use sampan_store::{Check, CommitError, Committed, Entry, Expect, Key, Payload, Txn, Write};
 use serde_json::Value;
 
