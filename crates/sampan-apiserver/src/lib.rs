@@ -39,6 +39,9 @@ mod table;
 mod watch;
 mod write;
 
+#[cfg(test)]
+mod tests;
+
 pub use local::Local;
 pub use server::{Config, Server, Version};
 pub use state::{StoreLookup, feed};

@@ -271,7 +271,7 @@ impl Stream {
         let gvk = &self.kind.gvk;
         let object = json!({"kind": gvk.kind, "apiVersion": gvk.api_version(), "metadata": metadata});
         let (schema, root) = (&self.kind.schema, self.kind.root);
-        let json = Bytes::from(codec::encode(schema, root, &object).bytes);
+        let json = respond::encoded(schema, root, &object);
         let object = match self.format.shape {
             Shape::Table(version) => {
                 let headers = !std::mem::replace(&mut self.headers_sent, true);

@@ -3,12 +3,13 @@
 
 use std::sync::Arc;
 
-use sampan_api::{default, meta}; use crate::interim::schema;
+use crate::interim::schema;
 use bytes::Bytes;
 use sampan_api::apply::{self, ApplyError, Writer};
 use sampan_api::error::FieldErrorKind;
 use sampan_api::strategy::{self, Strategy};
 use sampan_api::{Failure, FieldErrors, FieldPath, Kind, Reason, codec, object};
+use sampan_api::{default, meta};
 use sampan_store::{Check, CommitError, Committed, Entry, Expect, Key, Payload, Txn, Write};
 use serde_json::Value;
 
@@ -427,6 +428,7 @@ pub(crate) async fn update(
         let mut txn = Txn::default();
         services::allocate(config, kind, &mut new, Some(&old), target.options.dry_run, &mut txn)?;
         let mut errors = meta::validate(&new, strategy.name, kind.namespaced());
+        errors.0.extend(meta::validate_update(&new, &old).0);
         errors.0.extend(schema::validate(&kind.schema, respond::storage_root(kind), &new).0);
         if target.subresource.is_empty() {
             errors.0.extend((strategy.validate_update)(&new, &old).0);
