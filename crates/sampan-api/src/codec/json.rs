@@ -377,7 +377,8 @@ impl<'de> Visitor<'de> for Seed<'_, '_> {
         match self.ty() {
             Type::Scalar(Scalar::Bool) => Ok(Value::Bool(value)),
             Type::Struct(structure)
-                if structure.special && matches!(special(self.walk.schema, &structure.name), Special::SchemaOrBool(_)) =>
+                if structure.special
+                    && matches!(special(self.walk.schema, &structure.name), Special::SchemaOrBool(_)) =>
             {
                 Ok(Value::Bool(value))
             }
@@ -430,7 +431,9 @@ impl<'de> Visitor<'de> for Seed<'_, '_> {
                 _ => return self.mismatch("array", Value::Null),
             },
             _ if self.walk.custom => {
-                return Ok(Value::Array(std::iter::from_fn(|| items.next_element().transpose()).collect::<Result<_, _>>()?));
+                return Ok(Value::Array(
+                    std::iter::from_fn(|| items.next_element().transpose()).collect::<Result<_, _>>()?,
+                ));
             }
             _ => return self.mismatch("array", Value::Null),
         };
@@ -438,7 +441,9 @@ impl<'de> Visitor<'de> for Seed<'_, '_> {
         let Some(item) = item else {
             let strings: Vec<Option<String>> = std::iter::from_fn(|| items.next_element().transpose())
                 .collect::<Result<_, _>>()
-                .map_err(|_: A::Error| walk.malformed::<A::Error>("json: cannot unmarshal value into Go value of type string"))?;
+                .map_err(|_: A::Error| {
+                    walk.malformed::<A::Error>("json: cannot unmarshal value into Go value of type string")
+                })?;
             return Ok(strings.into_iter().map(Option::unwrap_or_default).collect());
         };
         let quiet = usize::from(matches!(schema.get(self.ty), Type::Struct(_)));
@@ -446,7 +451,8 @@ impl<'de> Visitor<'de> for Seed<'_, '_> {
         walk.nested += 1;
         let mut list = Vec::new();
         loop {
-            let next = walk.within(format_args!("[{}]", list.len()), |walk| items.next_element_seed(Seed { walk, ty: item }))?;
+            let next =
+                walk.within(format_args!("[{}]", list.len()), |walk| items.next_element_seed(Seed { walk, ty: item }))?;
             match next {
                 Some(Value::Null) => list.push(walk.zero(item)),
                 Some(value) => list.push(value),

@@ -148,13 +148,7 @@ fn field(
     Ok(())
 }
 
-fn single(
-    schema: &Schema,
-    ty: TypeId,
-    payload: Payload<'_>,
-    name: &str,
-    depth: usize,
-) -> Result<Value, ProtoError> {
+fn single(schema: &Schema, ty: TypeId, payload: Payload<'_>, name: &str, depth: usize) -> Result<Value, ProtoError> {
     Ok(match schema.get(ty) {
         Type::Scalar(Scalar::Bool) => Value::Bool(payload.varint(name)? != 0),
         // As Go's generated code: the low 32 bits.

@@ -103,7 +103,8 @@ fn parse_layout(text: &str, layout: &'static str) -> Result<Option<(i64, i32)>, 
     let [year, month, day, hour, minute, second] = numbers;
 
     let mut nanos = 0;
-    let fraction = rest.strip_prefix(['.', ',']).map(|tail| &tail[..tail.bytes().take_while(u8::is_ascii_digit).count()]);
+    let fraction =
+        rest.strip_prefix(['.', ',']).map(|tail| &tail[..tail.bytes().take_while(u8::is_ascii_digit).count()]);
     let exact = layout == RFC3339_MICRO;
     match fraction {
         Some(digits) if !digits.is_empty() && (!exact || digits.len() == 6) => {
@@ -125,7 +126,8 @@ fn parse_layout(text: &str, layout: &'static str) -> Result<Option<(i64, i32)>, 
             _ => return error(rest, "Z07:00"),
         };
         let bytes = rest.as_bytes();
-        let digit = |index: usize| bytes.get(index).filter(|byte| byte.is_ascii_digit()).map(|byte| i32::from(byte - b'0'));
+        let digit =
+            |index: usize| bytes.get(index).filter(|byte| byte.is_ascii_digit()).map(|byte| i32::from(byte - b'0'));
         let (Some(h1), Some(h2), Some(b':'), Some(m1), Some(m2)) =
             (digit(1), digit(2), bytes.get(3), digit(4), digit(5))
         else {
@@ -152,9 +154,9 @@ fn parse_layout(text: &str, layout: &'static str) -> Result<Option<(i64, i32)>, 
         return Ok(None);
     }
     let small = |value: i64| i8::try_from(value).unwrap_or(0);
-    let civil = i16::try_from(year)
-        .ok()
-        .and_then(|year| DateTime::new(year, small(month), small(day), small(hour), small(minute), small(second), 0).ok());
+    let civil = i16::try_from(year).ok().and_then(|year| {
+        DateTime::new(year, small(month), small(day), small(hour), small(minute), small(second), 0).ok()
+    });
     let instant = civil.and_then(|civil| Offset::from_seconds(offset).ok()?.to_timestamp(civil).ok());
     match instant {
         Some(instant) => Ok(Some((instant.as_second(), nanos))),
@@ -269,7 +271,10 @@ mod tests {
             ("x", r#"parsing time "x" as "2006-01-02T15:04:05Z07:00": cannot parse "x" as "2006""#),
             ("2026-13-01T00:00:00Z", r#"parsing time "2026-13-01T00:00:00Z": month out of range"#),
             ("2026-02-30T00:00:00Z", r#"parsing time "2026-02-30T00:00:00Z": day out of range"#),
-            ("2026-01-01 00:00:00Z", r#"parsing time "2026-01-01 00:00:00Z" as "2006-01-02T15:04:05Z07:00": cannot parse " 00:00:00Z" as "T""#),
+            (
+                "2026-01-01 00:00:00Z",
+                r#"parsing time "2026-01-01 00:00:00Z" as "2006-01-02T15:04:05Z07:00": cannot parse " 00:00:00Z" as "T""#,
+            ),
             ("2026-01-01T00:00:00Zx", r#"parsing time "2026-01-01T00:00:00Zx": extra text: "x""#),
         ];
         for (text, message) in cases {

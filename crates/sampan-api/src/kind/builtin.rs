@@ -6,7 +6,7 @@
 use std::sync::{Arc, OnceLock};
 
 use super::inert::is_inert;
-use super::{Cell, Column, Gvk, Kind, Kinds, Scope, Subresource, split_api_version};
+use super::{Gvk, Kind, Kinds, Scope, Subresource, split_api_version};
 use crate::schema::{SharedSchema, table};
 
 const KINDS: &str = include_str!("../../../../schema/kinds.txt");
@@ -132,7 +132,7 @@ fn kind(line: Line<'_>, schema: &SharedSchema) -> Kind {
         schema: schema.clone(),
         storage,
         storage_resource,
-        columns: columns(),
+        columns: crate::table::columns(line.group, line.resource),
         selectable_fields: selectable_fields(&gvk).iter().map(|field| (*field).to_owned()).collect(),
         inert: is_inert(&gvk.group, &gvk.kind),
         has_generation: has_generation(&gvk.group, &gvk.kind),
@@ -150,21 +150,6 @@ fn storage(gvk: &Gvk, resource: &str) -> (Gvk, (String, String)) {
     };
     let storage = Gvk { group: group.into(), version: version.into(), kind: gvk.kind.clone() };
     (storage, (group.into(), resource.into()))
-}
-
-/// What a kind without printed columns of its own shows.
-fn columns() -> Vec<Column> {
-    let column = |name: &str, ty, format, path| Column {
-        name: name.into(),
-        ty,
-        format,
-        priority: 0,
-        cell: Cell::Path(path),
-    };
-    vec![
-        column("Name", "string", "name", "metadata.name"),
-        column("Age", "date", "", "metadata.creationTimestamp"),
-    ]
 }
 
 /// Field selectors beyond name and namespace (the field label conversions of `pkg/apis/*/v1/conversion.go`).

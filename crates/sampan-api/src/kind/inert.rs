@@ -32,9 +32,7 @@ const ALIVE: &[(&str, &[&str])] = &[
 ];
 
 pub fn is_inert(group: &str, kind: &str) -> bool {
-    !ALIVE
-        .iter()
-        .any(|(alive, kinds)| *alive == group && kinds.iter().any(|one| *one == "*" || *one == kind))
+    !ALIVE.iter().any(|(alive, kinds)| *alive == group && kinds.iter().any(|one| *one == "*" || *one == kind))
 }
 
 #[cfg(test)]
