@@ -10,6 +10,7 @@ pub mod default;
 pub mod duration;
 pub mod error;
 pub mod kind;
+pub mod labels;
 pub mod meta;
 pub mod names;
 pub mod object;

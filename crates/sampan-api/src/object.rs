@@ -61,10 +61,35 @@ pub struct Meta {
     pub creation_timestamp: Option<jiff::Timestamp>,
     pub deletion_timestamp: Option<jiff::Timestamp>,
     pub deletion_grace_period_seconds: Option<i64>,
+    #[serde(deserialize_with = "nullable")]
     pub labels: std::collections::BTreeMap<String, String>,
+    #[serde(deserialize_with = "nullable")]
     pub annotations: std::collections::BTreeMap<String, String>,
+    #[serde(deserialize_with = "nullable")]
     pub finalizers: Vec<String>,
+    #[serde(deserialize_with = "nullable")]
     pub owner_references: Vec<OwnerReference>,
+}
+
+/// `null` is the same as absent: for `deserialize_with` beside `default`.
+pub fn nullable<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Deserialize<'de> + Default,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+impl Meta {
+    /// The owner that manages the object.
+    pub fn controller(&self) -> Option<&OwnerReference> {
+        self.owner_references.iter().find(|owner| owner.controller)
+    }
+
+    /// The resource version as a number; 0 when it is none. Versions of one resource are ordered.
+    pub fn revision(&self) -> u64 {
+        self.resource_version.parse().unwrap_or(0)
+    }
 }
 
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]

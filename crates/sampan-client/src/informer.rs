@@ -109,6 +109,8 @@ struct Shared<V> {
 
 struct State<V> {
     objects: BTreeMap<Key, Slot<V>>,
+    /// The newest resource version that has come in.
+    seen: u64,
     /// Unbounded: a subscriber is a task of this process that only turns changes into keys; what waits here is bounded
     /// by the number of objects that changed while it ran.
     subscribers: Vec<mpsc::UnboundedSender<Change<V>>>,
@@ -134,7 +136,7 @@ impl<V: View> Informer<V> {
 
     /// The same within one namespace.
     pub fn spawn_in(client: Client, gvr: Gvr, namespace: Option<String>, options: ListOptions, clock: Clock) -> Self {
-        let state = State { objects: BTreeMap::new(), subscribers: Vec::new() };
+        let state = State { objects: BTreeMap::new(), seen: 0, subscribers: Vec::new() };
         let shared = Arc::new(Shared { state: Mutex::new(state), synced: watch::Sender::new(false) });
         let mut feed = task::Group::default();
         let follower = Follower { client, gvr, namespace, options, clock, shared: shared.clone() };
@@ -161,6 +163,12 @@ impl<V> Informer<V> {
             .take_while(|(key, _)| key.namespace == namespace)
             .map(|(key, slot)| (key.clone(), slot.view.clone()))
             .collect()
+    }
+
+    /// The copy holds every change of this resource up to this resource version. A controller that has written version
+    /// N decides again only when its copy has seen N.
+    pub fn seen(&self) -> u64 {
+        self.shared.lock().seen
     }
 
     /// Whether the first list is in.
@@ -266,7 +274,7 @@ impl<V: View> Follower<V> {
                 fresh.insert(key, slot);
             }
         }
-        self.replace(fresh);
+        self.replace(fresh, &list.resource_version);
         self.shared.synced.send_replace(true);
         Ok(list.resource_version)
     }
@@ -295,12 +303,13 @@ impl<V: View> Follower<V> {
                 Ok(WatchEvent::Deleted(object)) => {
                     if let Ok(head) = decode::<Head>(&object) {
                         version = head.metadata.resource_version;
-                        self.delete(&Key::new(head.metadata.namespace, head.metadata.name));
+                        self.delete(&Key::new(head.metadata.namespace, head.metadata.name), &version);
                     }
                 }
                 Ok(WatchEvent::Bookmark(object)) => {
                     if let Ok(head) = decode::<Head>(&object) {
                         version = head.metadata.resource_version;
+                        self.shared.lock().see(&version);
                     }
                 }
                 Err(error) if error.is_expired() => return Ok(Ended::Expired),
@@ -327,20 +336,23 @@ impl<V: View> Follower<V> {
 
     fn put(&self, key: Key, slot: Slot<V>) {
         let mut state = self.shared.lock();
+        state.see(&slot.resource_version);
         let new = slot.view.clone();
         let old = state.objects.insert(key.clone(), slot).map(|slot| slot.view);
         state.tell(Change { key, old, new: Some(new) });
     }
 
-    fn delete(&self, key: &Key) {
+    fn delete(&self, key: &Key, version: &str) {
         let mut state = self.shared.lock();
+        state.see(version);
         if let Some(slot) = state.objects.remove(key) {
             state.tell(Change { key: key.clone(), old: Some(slot.view), new: None });
         }
     }
 
-    fn replace(&self, fresh: BTreeMap<Key, Slot<V>>) {
+    fn replace(&self, fresh: BTreeMap<Key, Slot<V>>, version: &str) {
         let mut state = self.shared.lock();
+        state.see(version);
         let mut before = std::mem::take(&mut state.objects);
         let mut changes = Vec::new();
         for (key, slot) in fresh {
@@ -359,6 +371,10 @@ impl<V: View> Follower<V> {
 }
 
 impl<V> State<V> {
+    fn see(&mut self, version: &str) {
+        self.seen = self.seen.max(version.parse().unwrap_or(0));
+    }
+
     fn tell(&mut self, change: Change<V>) {
         self.subscribers.retain(|subscriber| subscriber.send(change.clone()).is_ok());
     }
@@ -433,6 +449,7 @@ mod tests {
             seen.push(format!("{} {}->{}", change.key.name, version(change.old), version(change.new)));
         }
         assert_eq!(seen, ["a ->3", "b ->4", "a 3->6", "b 4->", "c ->10", "d ->19", "a 6->"]);
+        assert_eq!(informer.seen(), 20);
         let names: Vec<String> = informer.list().into_iter().map(|(key, _)| key.name).collect();
         assert_eq!(names, ["c", "d"]);
         let uris = script.1.lock().expect("lock").clone();

@@ -3,9 +3,14 @@
 //! It never touches rules, routes or links it did not make: everything lives in its own nftables table and carries its
 //! own names. It knows the API only through `sampan-client`.
 
+pub mod dns;
 pub mod link;
 pub mod netns;
+pub mod nft;
+pub mod node;
 pub mod pods;
+pub mod proxy;
+pub mod views;
 
 use std::net::IpAddr;
 use std::path::Path;

@@ -9,7 +9,7 @@ use futures::TryStreamExt;
 use ipnet::IpNet;
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute};
 use rtnetlink::packet_route::route::RouteScope;
-use rtnetlink::{Handle, LinkBridge, LinkDummy, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use sampan_base::task;
 
 use crate::{NetError, netns};
@@ -80,10 +80,6 @@ impl Links {
         done(self.handle.link().add(LinkBridge::new(name).build()).execute().await, || format!("create bridge {name}"))
     }
 
-    pub async fn add_dummy(&self, name: &str) -> Result<(), NetError> {
-        done(self.handle.link().add(LinkDummy::new(name).build()).execute().await, || format!("create link {name}"))
-    }
-
     /// Puts a link under a bridge.
     pub async fn enslave(&self, link: u32, bridge: u32) -> Result<(), NetError> {
         let change = LinkUnspec::new_with_index(link).controller(bridge).build();
@@ -111,12 +107,21 @@ impl Links {
 
     /// Adds or replaces the route to `to` through `link`.
     pub async fn route(&self, to: IpNet, link: u32, route: &Route) -> Result<(), NetError> {
+        self.add_route(to, Some(link), route).await
+    }
+
+    /// Adds or replaces the route to `to` through whatever link its gateway is on.
+    pub async fn route_via(&self, to: IpNet, route: &Route) -> Result<(), NetError> {
+        self.add_route(to, None, route).await
+    }
+
+    async fn add_route(&self, to: IpNet, link: Option<u32>, route: &Route) -> Result<(), NetError> {
         let invalid = |error| NetError::System(format!("route to {to}: {error}"));
-        // The kernel wants the default route without a destination.
-        let mut message = RouteMessageBuilder::<IpAddr>::new()
-            .destination_prefix(to.network(), to.prefix_len())
-            .map_err(invalid)?
-            .output_interface(link);
+        let mut message =
+            RouteMessageBuilder::<IpAddr>::new().destination_prefix(to.network(), to.prefix_len()).map_err(invalid)?;
+        if let Some(link) = link {
+            message = message.output_interface(link);
+        }
         if let Some(gateway) = route.gateway {
             message = message.gateway(gateway).map_err(invalid)?;
         } else if to.addr().is_ipv4() {

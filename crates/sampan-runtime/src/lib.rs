@@ -4,6 +4,15 @@
 //! knows no pods, no probes, no volumes sources and no cluster: mounts are host paths, limits are numbers.
 //! **No cgroup operation ever leaves the prefix the runtime was opened with** (see `cgroup`'s guard).
 
+pub mod cgroup;
+#[cfg(test)]
+mod contract;
+pub mod fake;
+pub mod images;
+pub mod linux;
+pub mod reference;
+mod seccomp;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;

@@ -54,9 +54,10 @@ pub fn text(duration: Duration) -> String {
 
 pub fn version(options: &cli::Output) {
     let version = env!("CARGO_PKG_VERSION");
+    let api = sampan_apiserver::Version::default().git_version;
     if options.output.is_some() {
-        println!("{}", json!({"version": version, "kubernetes": sampan_apiserver::KUBERNETES_VERSION}));
+        println!("{}", json!({"version": version, "api": api}));
     } else {
-        println!("sampan {version} (Kubernetes API {})", sampan_apiserver::KUBERNETES_VERSION);
+        println!("sampan {version} (API {api})");
     }
 }

@@ -1,17 +1,15 @@
 //! What a local cluster changes in the network of this machine, and its undoing: one veth link and one route, IPv4
 //! forwarding, one nftables table. Everything else is inside the cluster's own network namespace.
 
-use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 use ipnet::IpNet;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use sampan_net::link::{Links, Route, everywhere};
-use sampan_net::netns;
+use sampan_net::{netns, nft};
 
 use super::Cluster;
 
@@ -55,22 +53,13 @@ pub async fn set_up(cluster: &Cluster) -> anyhow::Result<()> {
 
     host.route(nodes.into(), index, &via(cluster_end.addr().into())).await?;
     allow_forwarding(cluster)?;
-    nft(&format!(
-        "table inet {table} {{}}\n\
-         delete table inet {table}\n\
-         table inet {table} {{\n\
-           chain postrouting {{\n\
-             type nat hook postrouting priority srcnat; policy accept;\n\
-             ip saddr {nodes} oifname != \"{link}\" masquerade\n\
-           }}\n\
-           chain forward {{\n\
-             type filter hook forward priority filter; policy accept;\n\
-             iifname \"{link}\" accept\n\
-             oifname \"{link}\" ct state established,related accept\n\
-           }}\n\
-         }}\n",
-        table = table(cluster),
-    ))
+    let chains = format!(
+        "  chain postrouting {{\n    type nat hook postrouting priority srcnat; policy accept;\n    \
+             ip saddr {nodes} oifname != \"{link}\" masquerade\n  }}\n  \
+           chain forward {{\n    type filter hook forward priority filter; policy accept;\n    \
+             iifname \"{link}\" accept\n    oifname \"{link}\" ct state established,related accept\n  }}\n",
+    );
+    Ok(nft::run(&nft::replace("inet", &table(cluster), &chains))?)
 }
 
 /// Links a node's namespace to the bridge and gives it its address. Idempotent; a node that was started anew has a new
@@ -101,8 +90,7 @@ pub async fn connect_node(cluster: &Cluster, position: usize, netns: &Path) -> a
 
 /// Undoes [`set_up`]. What is absent counts as undone.
 pub async fn tear_down(cluster: &Cluster) -> anyhow::Result<()> {
-    let table = table(cluster);
-    nft(&format!("table inet {table} {{}}\ndelete table inet {table}\n"))?;
+    nft::run(&nft::delete("inet", &table(cluster)))?;
     let host = Links::open(None).await?;
     host.delete(&cluster.link_name()).await?;
     let namespace = cluster.netns();
@@ -175,23 +163,4 @@ pub fn routes() -> anyhow::Result<Vec<IpNet>> {
         ipnet::Ipv4Net::new(to.into(), mask.leading_ones() as u8).ok().map(IpNet::from)
     };
     Ok(text.lines().skip(1).filter_map(parse).collect())
-}
-
-/// Runs a script through `nft -f -`, all or nothing.
-fn nft(script: &str) -> anyhow::Result<()> {
-    let mut child = Command::new("nft")
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("cannot run nft; install the package nftables (sampan doctor tells what else is missing)")?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(script.as_bytes()).context("write to nft")?;
-    }
-    let output = child.wait_with_output().context("wait for nft")?;
-    if !output.status.success() {
-        bail!("nft refused the cluster's table: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(())
 }
