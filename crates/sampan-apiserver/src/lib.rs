@@ -10,6 +10,7 @@ mod convert;
 mod delete;
 mod discovery;
 mod encoding;
+pub mod expire;
 mod fence;
 mod forms;
 pub mod hooks;

@@ -154,10 +154,10 @@ impl Server {
         let started = self.config.clock.instant();
         let audit_id = self.audit_id(request.headers());
         let long_running = info.long_running();
+        let limit = info.timeout().map_or(REQUEST_TIMEOUT, |asked| asked.min(REQUEST_TIMEOUT));
         let labels = (info.verb.clone(), info.group.clone(), info.version.clone(), info.resource.clone());
         let work = AssertUnwindSafe(self.filtered(&peer, info, &audit_id, request)).catch_unwind();
-        let outcome =
-            if long_running { Some(work.await) } else { self.config.clock.timeout(REQUEST_TIMEOUT, work).await };
+        let outcome = if long_running { Some(work.await) } else { self.config.clock.timeout(limit, work).await };
         let mut response = match outcome {
             Some(Ok(response)) => response,
             // The panic itself was logged with its place by the hook of the process.

@@ -11,7 +11,7 @@ use sampan_api::strategy::{self, Strategy};
 use sampan_api::{Failure, FieldErrors, FieldPath, Kind, Reason, codec, object};
 use sampan_api::{default, meta};
 use sampan_store::{Check, CommitError, Committed, Entry, Expect, Key, Payload, Txn, Write};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::admission::{Operation, Request};
 use crate::negotiate::Wire;
@@ -441,7 +441,7 @@ pub(crate) async fn update(
             (strategy.warnings)(&new, Some(&old)).into_iter().for_each(|text| call.warn(text));
             warn_inert(call, kind);
         }
-        if without_times(new.clone()) == without_times(old.clone()) && txn.writes.is_empty() {
+        if unchanged(&new, &old) && txn.writes.is_empty() {
             // Nothing changed: nothing is written, and the revision stays.
             fence::check(&config.store, &call.headers)?;
             return Ok(Written { code: 200, object: Object::Stored(entry) });
@@ -582,16 +582,31 @@ fn same_desire(new: &Value, old: &Value) -> bool {
     })
 }
 
-/// The object without the times of its managed fields: a write that changes only those changes nothing.
-fn without_times(mut tree: Value) -> Value {
-    if let Some(Value::Array(entries)) = tree.pointer_mut("/metadata/managedFields") {
-        for entry in entries {
-            if let Value::Object(entry) = entry {
-                entry.remove("time");
-            }
+/// Nothing differs but the times of managed fields: a write that changes only those changes nothing.
+fn unchanged(new: &Value, old: &Value) -> bool {
+    let (Value::Object(new), Value::Object(old)) = (new, old) else { return new == old };
+    let same = |a: &Map<String, Value>, b: &Map<String, Value>, except: &str| {
+        a.len() == b.len() && a.iter().all(|(key, value)| key == except || b.get(key) == Some(value))
+    };
+    let (Some(Value::Object(metadata)), Some(Value::Object(before))) = (new.get("metadata"), old.get("metadata"))
+    else {
+        return new == old;
+    };
+    let same_managers = match (managers(metadata), managers(before)) {
+        (Some(a), Some(b)) => {
+            let entry = |(a, b): (&Value, &Value)| match (a, b) {
+                (Value::Object(a), Value::Object(b)) => same(a, b, "time"),
+                _ => a == b,
+            };
+            a.len() == b.len() && a.iter().zip(b).all(entry)
         }
-    }
-    tree
+        (a, b) => a == b,
+    };
+    same(new, old, "metadata") && same(metadata, before, "managedFields") && same_managers
+}
+
+fn managers(metadata: &Map<String, Value>) -> Option<&[Value]> {
+    metadata.get("managedFields").and_then(Value::as_array).map(Vec::as_slice)
 }
 
 /// `PUT`: replaces the object, or creates it where the kind allows that.
@@ -610,4 +625,27 @@ pub(crate) async fn replace(target: &Target<'_>, sent: Value) -> Result<Written,
         return Err(target.forbidden("a name is required"));
     }
     update(target, |_| Ok(Change::Sent(sent.clone()))).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn times_of_managed_fields_are_no_change() {
+        let object = |time: &str, manager: &str, data: &str| json!({"metadata": {"name": "a", "managedFields": [{"manager": manager, "time": time}]}, "data": data});
+        let old = object("1", "m", "x");
+        assert!(unchanged(&object("2", "m", "x"), &old));
+        assert!(!unchanged(&object("1", "n", "x"), &old));
+        assert!(!unchanged(&object("1", "m", "y"), &old));
+    }
+
+    #[test]
+    fn status_and_metadata_are_no_desire() {
+        let old = json!({"metadata": {"a": 1}, "status": {"a": 1}, "spec": {"a": 1}});
+        assert!(same_desire(&json!({"metadata": {}, "spec": {"a": 1}}), &old));
+        assert!(!same_desire(&json!({"spec": {"a": 2}}), &old));
+        assert!(!same_desire(&json!({}), &old));
+    }
 }

@@ -402,3 +402,22 @@ async fn discovery_and_health() {
     })
     .await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn events_are_kept_for_an_hour_after_they_were_last_written() {
+    let server = server().await;
+    let api = Api::local(server.clone());
+    let clock = server.config.clock.clone();
+    let reaper = task::spawn("expire", crate::expire::run(server));
+    let events = "/api/v1/namespaces/default/events";
+    let event = |name: &str| json!({"kind": "Event", "apiVersion": "v1", "metadata": {"name": name}, "involvedObject": {"namespace": "default"}});
+    api.post(events, &event("a")).await.code(201);
+    api.post(events, &event("b")).await.code(201);
+    clock.sleep(Duration::from_secs(1800)).await;
+    api.patch(&format!("{events}/b"), "merge-patch+json", &json!({"count": 2})).await.code(200);
+    clock.sleep(Duration::from_secs(1900)).await;
+    assert_eq!(names(&api.get(events).await.code(200)), ["b"]);
+    clock.sleep(Duration::from_secs(1800)).await;
+    assert_eq!(names(&api.get(events).await.code(200)), [""; 0]);
+    reaper.abort();
+}
