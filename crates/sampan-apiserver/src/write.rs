@@ -1,24 +1,25 @@
 //! The one path of every create and update: decode → convert → default → own → admit → prepare → validate → admit →
 //! encode → commit. Everything between reading the old object and the commit runs again when another writer was faster.
 
+mod decode;
+mod keep;
+
 use std::sync::Arc;
 
-use crate::interim::schema;
-use bytes::Bytes;
 use sampan_api::apply::{self, ApplyError, Writer};
 use sampan_api::error::FieldErrorKind;
 use sampan_api::strategy::{self, Strategy};
-use sampan_api::{Failure, FieldErrors, FieldPath, Kind, Reason, codec, object};
-use sampan_api::{default, meta};
-use sampan_store::{Check, CommitError, Committed, Entry, Expect, Key, Payload, Txn, Write};
-use serde_json::{Map, Value};
+use sampan_api::{Failure, FieldErrors, FieldPath, Kind, Reason, meta, object, schema};
+use sampan_store::{Check, CommitError, Committed, Entry, Expect, Key, Txn, Write};
+use serde_json::Value;
 
 use crate::admission::{Operation, Request};
-use crate::negotiate::Wire;
-use crate::options::{FieldValidation, WriteOptions};
+use crate::options::WriteOptions;
 use crate::respond::{self, Object};
 use crate::server::Call;
-use crate::{convert, fence, keys, namespaces, read, services};
+use crate::{fence, keys, namespaces, read, services};
+
+pub(crate) use decode::{complete, complete_stored, decode, parse, payload};
 
 /// What a write came to.
 pub(crate) struct Written {
@@ -80,88 +81,6 @@ impl Target<'_> {
 
 pub(crate) const MODIFIED: &str =
     "the object has been modified; please apply your changes to the latest version and try again";
-
-fn media(wire: Wire) -> codec::MediaType {
-    match wire {
-        Wire::Json => codec::MediaType::Json,
-        Wire::Yaml => codec::MediaType::Yaml,
-        Wire::Protobuf => codec::MediaType::Protobuf,
-    }
-}
-
-/// A body of `kind` as a tree in the version it was sent in; unknown and duplicate fields are treated as the caller
-/// asked.
-pub(crate) fn decode(
-    call: &Call,
-    kind: &Kind,
-    wire: Wire,
-    body: &[u8],
-    validation: FieldValidation,
-) -> Result<Value, Failure> {
-    let (api_version, name) = codec::type_meta(media(wire), body).map_err(|error| {
-        Failure::bad_request(format!(
-            "the object provided is unrecognized (must be of type {}): {error}",
-            kind.gvk.kind
-        ))
-    })?;
-    let expected = kind.gvk.api_version();
-    if !name.is_empty() && name != kind.gvk.kind {
-        let shown = sampan_api::kind::split_api_version(&api_version).1.to_owned();
-        return Err(Failure::bad_request(format!(
-            "{name} in version {shown:?} cannot be handled as a {}: converting ({name}) to ({}): unknown conversion",
-            kind.gvk.kind, kind.gvk.kind
-        )));
-    }
-    if !api_version.is_empty() && api_version != expected {
-        return Err(Failure::bad_request(format!(
-            "the API version in the data ({api_version}) does not match the expected API version ({expected})"
-        )));
-    }
-    let cannot = |error: &dyn std::fmt::Display| {
-        let (kind, version) = (&kind.gvk.kind, &kind.gvk.version);
-        Failure::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {error}"))
-    };
-    let decoded = codec::decode(&kind.schema, kind.root, media(wire), body).map_err(|error| cannot(&error))?;
-    if !decoded.problems.is_empty() {
-        match validation {
-            FieldValidation::Ignore => {}
-            FieldValidation::Warn => decoded.problems.iter().for_each(|problem| call.warn(problem.to_string())),
-            FieldValidation::Strict => {
-                let all: Vec<String> = decoded.problems.iter().map(ToString::to_string).collect();
-                return Err(cannot(&format!("strict decoding error: {}", all.join(", "))));
-            }
-        }
-    }
-    let mut tree = decoded.object;
-    if let Value::Object(map) = &mut tree {
-        map.insert("apiVersion".into(), expected.into());
-        map.insert("kind".into(), kind.gvk.kind.clone().into());
-    }
-    Ok(tree)
-}
-
-/// From what a client sent to a complete object of the storage version.
-pub(crate) fn complete(kind: &Kind, sent: Value) -> Result<Value, Failure> {
-    let mut tree = convert::to_storage(kind, sent)?;
-    complete_stored(kind, &mut tree);
-    Ok(tree)
-}
-
-fn complete_stored(kind: &Kind, tree: &mut Value) {
-    let root = respond::storage_root(kind);
-    default::apply_defaults(&kind.schema, root, tree);
-    (strategy::of(&kind.storage.group, &kind.storage.kind).default)(tree);
-}
-
-pub(crate) fn parse(entry: &Entry) -> Result<Value, Failure> {
-    serde_json::from_slice(&entry.value).map_err(Failure::internal)
-}
-
-/// Canonical bytes; the revision goes in when they are committed.
-pub(crate) fn payload(kind: &Kind, tree: &Value) -> Payload {
-    let encoded = codec::encode(&kind.schema, respond::storage_root(kind), tree);
-    Payload { bytes: Bytes::from(encoded.bytes), stamp: encoded.stamp }
-}
 
 /// A failed commit that says nothing about our own object.
 pub(crate) fn uncommitted(error: &CommitError) -> Failure {
@@ -413,7 +332,7 @@ pub(crate) async fn update(
         };
         place(target, &mut new)?;
         preconditions(target, &entry, &old, &new)?;
-        keep(target, &old, &mut new);
+        keep::keep(kind, target.subresource, &old, &mut new);
         if !owned {
             target.track(Some(&old), &mut new)?;
         }
@@ -421,7 +340,7 @@ pub(crate) async fn update(
         if target.subresource.is_empty() {
             (strategy.prepare_update)(&mut new, &old);
         }
-        if kind.has_generation && !same_desire(&new, &old) {
+        if kind.has_generation && !keep::same_desire(&new, &old) {
             let generation = object::lookup(&old, &["metadata", "generation"]).and_then(Value::as_i64).unwrap_or(0);
             object::metadata_mut(&mut new).insert("generation".into(), (generation + 1).into());
         }
@@ -441,7 +360,7 @@ pub(crate) async fn update(
             (strategy.warnings)(&new, Some(&old)).into_iter().for_each(|text| call.warn(text));
             warn_inert(call, kind);
         }
-        if unchanged(&new, &old) && txn.writes.is_empty() {
+        if keep::unchanged(&new, &old) && txn.writes.is_empty() {
             // Nothing changed: nothing is written, and the revision stays.
             fence::check(&config.store, &call.headers)?;
             return Ok(Written { code: 200, object: Object::Stored(entry) });
@@ -499,116 +418,6 @@ fn preconditions(target: &Target<'_>, entry: &Entry, old: &Value, new: &Value) -
     Ok(())
 }
 
-/// Takes from the stored object what this request may not change.
-fn keep(target: &Target<'_>, old: &Value, new: &mut Value) {
-    let from_old = |new: &mut Value, field: &str| {
-        let metadata = object::metadata_mut(new);
-        match object::lookup(old, &["metadata", field]) {
-            Some(value) => metadata.insert(field.into(), value.clone()),
-            None => metadata.remove(field),
-        };
-    };
-    for field in [
-        "uid",
-        "creationTimestamp",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "generation",
-        "resourceVersion",
-        "generateName",
-    ] {
-        from_old(new, field);
-    }
-    object::metadata_mut(new).remove("selfLink");
-    let swap = |new: &mut Value, field: &str, source: &Value| {
-        if let Value::Object(map) = new {
-            match source.get(field) {
-                Some(value) => map.insert(field.into(), value.clone()),
-                None => map.remove(field),
-            };
-        }
-    };
-    match target.subresource {
-        "" if target.kind.has_status => swap(new, "status", old),
-        "" => {}
-        "status" => {
-            // Status and metadata from the request, everything else as stored. Owners stay: old kubelets sent stale ones
-            // (`pkg/registry/core/pod/strategy.go`).
-            let mut merged = old.clone();
-            swap(&mut merged, "metadata", new);
-            swap(&mut merged, "status", new);
-            *new = merged;
-            from_old(new, "ownerReferences");
-        }
-        "ephemeralcontainers" => {
-            let containers = object::lookup(new, &["spec", "ephemeralContainers"]).cloned();
-            *new = old.clone();
-            if let Some(containers) = containers {
-                object::child_mut(new, "spec").insert("ephemeralContainers".into(), containers);
-            }
-        }
-        "resize" => resized(old, new),
-        _ => {}
-    }
-}
-
-/// Of a resize only the resources of containers count.
-fn resized(old: &Value, new: &mut Value) {
-    let mut merged = old.clone();
-    for list in ["containers", "initContainers"] {
-        let Some(Value::Array(containers)) = merged.pointer_mut(&format!("/spec/{list}")) else { continue };
-        let sent = new.pointer(&format!("/spec/{list}")).and_then(Value::as_array);
-        for container in containers {
-            let same = |one: &&Value| one.get("name") == container.get("name");
-            let Some(resources) = sent.and_then(|sent| sent.iter().find(same)).and_then(|one| one.get("resources"))
-            else {
-                continue;
-            };
-            container["resources"] = resources.clone();
-        }
-    }
-    *new = merged;
-}
-
-/// Nothing but metadata and status differs.
-fn same_desire(new: &Value, old: &Value) -> bool {
-    let (Value::Object(new), Value::Object(old)) = (new, old) else { return new == old };
-    let desire = |key: &&String| !matches!(key.as_str(), "metadata" | "status" | "kind" | "apiVersion");
-    let keys = new.keys().chain(old.keys()).filter(desire);
-    let absent = |value: Option<&Value>| value.is_none_or(Value::is_null);
-    keys.into_iter().all(|key| {
-        let (a, b) = (new.get(key), old.get(key));
-        a == b || (absent(a) && absent(b))
-    })
-}
-
-/// Nothing differs but the times of managed fields: a write that changes only those changes nothing.
-fn unchanged(new: &Value, old: &Value) -> bool {
-    let (Value::Object(new), Value::Object(old)) = (new, old) else { return new == old };
-    let same = |a: &Map<String, Value>, b: &Map<String, Value>, except: &str| {
-        a.len() == b.len() && a.iter().all(|(key, value)| key == except || b.get(key) == Some(value))
-    };
-    let (Some(Value::Object(metadata)), Some(Value::Object(before))) = (new.get("metadata"), old.get("metadata"))
-    else {
-        return new == old;
-    };
-    let same_managers = match (managers(metadata), managers(before)) {
-        (Some(a), Some(b)) => {
-            let entry = |(a, b): (&Value, &Value)| match (a, b) {
-                (Value::Object(a), Value::Object(b)) => same(a, b, "time"),
-                _ => a == b,
-            };
-            a.len() == b.len() && a.iter().zip(b).all(entry)
-        }
-        (a, b) => a == b,
-    };
-    same(new, old, "metadata") && same(metadata, before, "managedFields") && same_managers
-}
-
-fn managers(metadata: &Map<String, Value>) -> Option<&[Value]> {
-    metadata.get("managedFields").and_then(Value::as_array).map(Vec::as_slice)
-}
-
 /// `PUT`: replaces the object, or creates it where the kind allows that.
 pub(crate) async fn replace(target: &Target<'_>, sent: Value) -> Result<Written, Failure> {
     let store = &target.call.server.config.store;
@@ -625,27 +434,4 @@ pub(crate) async fn replace(target: &Target<'_>, sent: Value) -> Result<Written,
         return Err(target.forbidden("a name is required"));
     }
     update(target, |_| Ok(Change::Sent(sent.clone()))).await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn times_of_managed_fields_are_no_change() {
-        let object = |time: &str, manager: &str, data: &str| json!({"metadata": {"name": "a", "managedFields": [{"manager": manager, "time": time}]}, "data": data});
-        let old = object("1", "m", "x");
-        assert!(unchanged(&object("2", "m", "x"), &old));
-        assert!(!unchanged(&object("1", "n", "x"), &old));
-        assert!(!unchanged(&object("1", "m", "y"), &old));
-    }
-
-    #[test]
-    fn status_and_metadata_are_no_desire() {
-        let old = json!({"metadata": {"a": 1}, "status": {"a": 1}, "spec": {"a": 1}});
-        assert!(same_desire(&json!({"metadata": {}, "spec": {"a": 1}}), &old));
-        assert!(!same_desire(&json!({"spec": {"a": 2}}), &old));
-        assert!(!same_desire(&json!({}), &old));
-    }
 }
