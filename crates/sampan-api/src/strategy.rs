@@ -9,8 +9,12 @@ use serde_json::Value;
 use crate::error::FieldErrors;
 
 pub mod at;
+mod config;
 pub mod pod;
+mod service;
 mod set;
+mod volume;
+mod workload;
 
 /// The hooks of one kind. Objects are in the kind's storage version.
 #[derive(Clone, Copy)]
@@ -84,7 +88,32 @@ pub const GENERIC: Strategy = Strategy {
     grace: None,
 };
 
-/// The strategy of a built-in kind; [`GENERIC`] for all others.
-pub fn of(_group: &str, _kind: &str) -> &'static Strategy {
-    &GENERIC
+/// What a kind without rules of its own does when its status is not the client's to set.
+const PLAIN: Strategy = Strategy { prepare_create: drop_status, ..GENERIC };
+
+fn drop_status(object: &mut Value) {
+    if let Some(object) = object.as_object_mut() {
+        object.remove("status");
+    }
+}
+
+/// The strategy of a built-in kind; a plain one for all others.
+pub fn of(group: &str, kind: &str) -> &'static Strategy {
+    match (group, kind) {
+        ("", "ConfigMap") => &config::CONFIG_MAP,
+        ("", "Namespace") => &config::NAMESPACE,
+        ("", "PersistentVolume") => &volume::VOLUME,
+        ("", "PersistentVolumeClaim") => &volume::CLAIM,
+        ("", "Pod") => &pod::STRATEGY,
+        ("", "PodTemplate") => &pod::TEMPLATE,
+        ("", "ReplicationController") => &workload::REPLICATION_CONTROLLER,
+        ("", "Secret") => &config::SECRET,
+        ("", "Service") => &service::STRATEGY,
+        ("apps", "DaemonSet") => &workload::DAEMON_SET,
+        ("apps", "Deployment") => &workload::DEPLOYMENT,
+        ("apps", "ReplicaSet") => &workload::REPLICA_SET,
+        ("apps", "StatefulSet") => &workload::STATEFUL_SET,
+        ("storage.k8s.io", "StorageClass") => &volume::CLASS,
+        _ => &PLAIN,
+    }
 }

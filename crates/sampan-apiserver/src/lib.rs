@@ -46,3 +46,4 @@ mod tests;
 pub use local::Local;
 pub use server::{Config, Server, Version};
 pub use state::{StoreLookup, feed};
+pub mod descriptions;
