@@ -3,6 +3,7 @@
 //! There is one generic handler per verb and none per kind. It is the only user of `sampan-store`.
 
 pub mod admission;
+pub mod audit;
 pub mod auth;
 pub mod body;
 pub mod bootstrap;
@@ -36,6 +37,7 @@ mod select;
 pub mod server;
 pub mod services;
 mod state;
+pub mod streaming;
 mod table;
 mod watch;
 mod write;

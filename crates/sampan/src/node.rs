@@ -108,11 +108,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         },
         clock.clone(),
     );
-    let _proxy = Proxy::spawn(
-        client.clone(),
-        ProxyConfig { node: config.name.clone(), own: vec![config.dns] },
-        clock.clone(),
-    );
+    let _proxy =
+        Proxy::spawn(client.clone(), ProxyConfig { node: config.name.clone(), own: vec![config.dns] }, clock.clone());
     let resolv_conf = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let _dns = Dns::start(
         client.clone(),
@@ -138,12 +135,13 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let socket = config.data.join("agent.sock");
     tokio::select! {
         ended = sampan_node::run(agent, parts) => match ended {
             Ok(never) => match never {},
             Err(error) => Err(error.into()),
         },
-        ended = control::serve(&config.data.join("agent.sock"), images) => match ended {
+        ended = control::serve(&socket, images) => match ended {
             Ok(never) => match never {},
             Err(error) => Err(error),
         },

@@ -20,7 +20,8 @@ pub struct Steps {
 impl Steps {
     pub fn new(clock: Clock) -> Self {
         let now = clock.instant();
-        let color = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let color =
+            std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         Self { started: now, last: now, clock, color, done: Vec::new() }
     }
 

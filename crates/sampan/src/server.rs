@@ -104,8 +104,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let issuer = format!("https://kubernetes.default.svc.{}", config.domain);
     let tls = tls::server_config(&pki.serving, &[pki.ca.certificate_pem()])?;
     let ca = pki.ca.certificate_pem().to_owned();
-    let tokens =
-        Arc::new(Tokens::new(&issuer, &[], pki.tokens, lookup.clone(), clock.clone(), dice.clone()));
+    let tokens = Arc::new(Tokens::new(&issuer, &[], pki.tokens, lookup.clone(), clock.clone(), dice.clone()));
     let authorizer: Arc<dyn Authorizer> = Arc::new(Union(vec![nodes, rbac.clone()]));
     let reviews = Arc::new(Reviews { authorizer: authorizer.clone(), rbac: rbac.clone(), tokens: tokens.clone() });
 

@@ -58,8 +58,8 @@ impl Plugin for ServiceAccount {
             return mirror(request);
         }
         let spec = child_mut(&mut request.object, "spec");
-        let asked = ["serviceAccountName", "serviceAccount"].iter().filter_map(|key| spec.get(*key)?.as_str());
-        let name = asked.filter(|name| !name.is_empty()).next().unwrap_or("default").to_owned();
+        let mut asked = ["serviceAccountName", "serviceAccount"].iter().filter_map(|key| spec.get(*key)?.as_str());
+        let name = asked.find(|name| !name.is_empty()).unwrap_or("default").to_owned();
         // The old name of the field follows the new one.
         for key in ["serviceAccountName", "serviceAccount"] {
             spec.insert(key.into(), name.as_str().into());
@@ -196,7 +196,7 @@ mod tests {
         };
         let silent = account(json!({"automountServiceAccountToken": false}));
         let mounted = |pod: Value| pod["spec"].get("volumes").is_some();
-        assert!(!mounted(admit(&[silent.clone()], pod(None)).await.expect("admitted")));
+        assert!(!mounted(admit(std::slice::from_ref(&silent), pod(None)).await.expect("admitted")));
         assert!(mounted(admit(&[silent], pod(Some(true))).await.expect("admitted")));
         assert!(!mounted(admit(&[account(json!({}))], pod(Some(false))).await.expect("admitted")));
     }

@@ -258,7 +258,11 @@ async fn dns_answers(cluster: &Cluster, node: &str) -> bool {
         let mut answer = [0; 512];
         let length = socket.recv(&mut answer)?;
         // Our id, an answer, no error, at least one record.
-        Ok(length > 12 && answer[..2] == DNS_QUERY[..2] && answer[2] & 0x80 != 0 && answer[3] & 0x0f == 0 && answer[7] > 0)
+        Ok(length > 12
+            && answer[..2] == DNS_QUERY[..2]
+            && answer[2] & 0x80 != 0
+            && answer[3] & 0x0f == 0
+            && answer[7] > 0)
     });
     asked.await.unwrap_or(false)
 }

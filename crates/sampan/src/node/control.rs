@@ -86,9 +86,10 @@ async fn load(mut body: Incoming, images: &dyn Images) -> Result<Value, Error> {
     let (sender, receiver) = mpsc::channel::<Bytes>(8);
     let feed = async move {
         while let Some(frame) = body.frame().await {
-            let Ok(data) = frame.map_err(|error| tracing::debug!(%error, "archive")).and_then(|frame| {
-                frame.into_data().map_err(|_| ())
-            }) else {
+            let Ok(data) = frame
+                .map_err(|error| tracing::debug!(%error, "archive"))
+                .and_then(|frame| frame.into_data().map_err(|_| ()))
+            else {
                 break;
             };
             if sender.send(data).await.is_err() {

@@ -62,13 +62,7 @@ impl Pki {
     }
 
     /// The certificate of a local node, both ends of its connections, with the authority beside it.
-    pub fn issue_node(
-        &self,
-        directory: &Path,
-        name: &str,
-        addresses: &[IpAddr],
-        clock: &Clock,
-    ) -> anyhow::Result<()> {
+    pub fn issue_node(&self, directory: &Path, name: &str, addresses: &[IpAddr], clock: &Clock) -> anyhow::Result<()> {
         let subject = Subject::new(&format!("system:node:{name}"), &["system:nodes"]);
         let usage = Usage::Peer { dns: vec![name.into()], ips: addresses.to_vec() };
         let pki = directory.join("pki");
@@ -85,7 +79,8 @@ impl Pki {
 /// A client with the administrator's certificate, from the host.
 pub fn admin_client(cluster: &Cluster, clock: &Clock) -> anyhow::Result<Client> {
     let directory = cluster.data.join("pki");
-    let identity = Identity::load(&RealDisk, &directory, "admin")?.context("the administrator's certificate is missing")?;
+    let identity =
+        Identity::load(&RealDisk, &directory, "admin")?.context("the administrator's certificate is missing")?;
     let ca = directory.join("ca.crt");
     let ca = std::fs::read_to_string(&ca).with_context(|| format!("read {}", ca.display()))?;
     let server = format!("127.0.0.1:{}", cluster.port);

@@ -15,14 +15,7 @@ fn client(entry: &Arc<dyn Entry>, user: &str, groups: &[&str]) -> Client {
     Client::new(Arc::new(InProcess::new(entry.clone(), user, groups)))
 }
 
-pub fn start(
-    tasks: &mut task::Group,
-    config: &Config,
-    entry: Arc<dyn Entry>,
-    ca: &str,
-    clock: &Clock,
-    dice: &Dice,
-) {
+pub fn start(tasks: &mut task::Group, config: &Config, entry: Arc<dyn Entry>, ca: &str, clock: &Clock, dice: &Dice) {
     let _ = (ca, config);
     let authenticated = "system:authenticated";
     let identity = format!("sampan-{}", config.name);
