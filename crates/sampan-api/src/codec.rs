@@ -149,7 +149,7 @@ fn is_pointer(schema: &Schema, field: &Field) -> bool {
 
 /// What a field that `omitempty` leaves out holds: false, 0, "", an empty list or map. A pointer that is set is never
 /// empty, nor is a struct.
-fn is_empty(schema: &Schema, field: &Field, value: &Value) -> bool {
+pub(crate) fn is_empty(schema: &Schema, field: &Field, value: &Value) -> bool {
     match value {
         Value::Null => true,
         _ if is_pointer(schema, field) => false,

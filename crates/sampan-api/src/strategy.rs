@@ -8,9 +8,15 @@ use serde_json::Value;
 
 use crate::error::FieldErrors;
 
+mod access;
 pub mod at;
+mod batch;
 mod config;
+mod endpoints;
+mod network;
+mod node;
 pub mod pod;
+mod policy;
 mod service;
 mod set;
 mod volume;
@@ -91,6 +97,9 @@ pub const GENERIC: Strategy = Strategy {
 /// What a kind without rules of its own does when its status is not the client's to set.
 const PLAIN: Strategy = Strategy { prepare_create: drop_status, ..GENERIC };
 
+/// Events have no status, may be made by an update, and are written often without a resourceVersion.
+const EVENT: Strategy = Strategy { create_on_update: true, ..GENERIC };
+
 fn drop_status(object: &mut Value) {
     if let Some(object) = object.as_object_mut() {
         object.remove("status");
@@ -101,7 +110,10 @@ fn drop_status(object: &mut Value) {
 pub fn of(group: &str, kind: &str) -> &'static Strategy {
     match (group, kind) {
         ("", "ConfigMap") => &config::CONFIG_MAP,
+        ("", "Endpoints") => &endpoints::ENDPOINTS,
+        ("", "Event") => &EVENT,
         ("", "Namespace") => &config::NAMESPACE,
+        ("", "Node") => &node::STRATEGY,
         ("", "PersistentVolume") => &volume::VOLUME,
         ("", "PersistentVolumeClaim") => &volume::CLAIM,
         ("", "Pod") => &pod::STRATEGY,
@@ -113,6 +125,20 @@ pub fn of(group: &str, kind: &str) -> &'static Strategy {
         ("apps", "Deployment") => &workload::DEPLOYMENT,
         ("apps", "ReplicaSet") => &workload::REPLICA_SET,
         ("apps", "StatefulSet") => &workload::STATEFUL_SET,
+        ("autoscaling", "HorizontalPodAutoscaler") => &policy::AUTOSCALER,
+        ("batch", "CronJob") => &batch::CRON_JOB,
+        ("batch", "Job") => &batch::JOB,
+        ("coordination.k8s.io", "Lease") => &policy::LEASE,
+        ("discovery.k8s.io", "EndpointSlice") => &endpoints::SLICE,
+        ("networking.k8s.io", "Ingress") => &network::INGRESS,
+        ("networking.k8s.io", "IngressClass") => &network::INGRESS_CLASS,
+        ("networking.k8s.io", "NetworkPolicy") => &network::POLICY,
+        ("policy", "PodDisruptionBudget") => &policy::BUDGET,
+        ("rbac.authorization.k8s.io", "ClusterRole") => &access::CLUSTER_ROLE,
+        ("rbac.authorization.k8s.io", "ClusterRoleBinding") => &access::CLUSTER_BINDING,
+        ("rbac.authorization.k8s.io", "Role") => &access::ROLE,
+        ("rbac.authorization.k8s.io", "RoleBinding") => &access::BINDING,
+        ("scheduling.k8s.io", "PriorityClass") => &policy::PRIORITY_CLASS,
         ("storage.k8s.io", "StorageClass") => &volume::CLASS,
         _ => &PLAIN,
     }

@@ -155,6 +155,11 @@ pub fn load_all() -> Schema {
     builder.finish()
 }
 
+/// A feature gate that is off in v1.37.
+pub(super) fn gate_is_off(gate: &str) -> bool {
+    GATES.lines().any(|line| line == gate)
+}
+
 /// A field's type as Go prints it in an error (`int32`, `v1.RestartPolicy`, `[]v1.Container`). Reads the text again, so
 /// for errors only.
 pub(crate) fn go_type(struct_name: &str, field: &str) -> Option<String> {

@@ -17,6 +17,7 @@ pub const STRATEGY: Strategy = Strategy {
     validate_create: validate,
     validate_update,
     name: NameRule::Label1035,
+    create_on_update: true,
     ..GENERIC
 };
 
