@@ -142,7 +142,7 @@ async fn a_fence_holds_only_while_its_lease_stands() {
     let renewed = json!({"spec": {"renewTime": "2030-01-01T00:00:00.000000Z"}});
     api.patch(&format!("{leases}/l"), "merge-patch+json", &renewed).await.code(200);
     fenced("default/l;one;1", "b").await.code(201);
-    api.put(&format!("{leases}/l"), &lease("two", 2)).await.code(200);
+    api.patch(&format!("{leases}/l"), "merge-patch+json", &lease("two", 2)).await.code(200);
     for stale in ["default/l;one;1", "default/l;two;1", "default/gone;two;2"] {
         fenced(stale, "c").await.refused(409);
     }
