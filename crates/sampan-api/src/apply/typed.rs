@@ -300,8 +300,9 @@ impl<'a> Typed<'a> {
                 Shape::Struct(fields) => fields.field(name).and_then(|field| self.always_there(field)),
                 _ => None,
             };
-            left = left.or(implied.as_ref());
-            right = right.or(implied.as_ref());
+            // Of an object that is not there nothing is.
+            left = left.or(implied.as_ref().filter(|_| old.is_object()));
+            right = right.or(implied.as_ref().filter(|_| new.is_object()));
             let element = field_element(name);
             let child = self.compare(self.child(shape, name), left, right).map_err(|misfit| misfit.below(&element))?;
             out.put(&element, child);
