@@ -131,9 +131,6 @@ pub(crate) async fn create_owned(target: &Target<'_>, mut tree: Value) -> Result
     let mut tree = mutated(target, Operation::Create, tree, &Value::Null).await?;
     let strategy = target.strategy();
     (strategy.prepare_create)(&mut tree);
-    if kind.has_status && !strategy.keeps_status_on_create {
-        reset_status(kind, &mut tree);
-    }
     begin_metadata(target, &mut tree);
     // Generated names clash once in a hundred thousand; as upstream, give up after eight.
     for _ in 0..8 {
@@ -217,14 +214,6 @@ fn place(target: &Target<'_>, tree: &mut Value) -> Result<(), Failure> {
         object::metadata_mut(tree).insert("name".into(), target.name.into());
     }
     Ok(())
-}
-
-/// Status as it is before anyone wrote it.
-fn reset_status(kind: &Kind, tree: &mut Value) {
-    if let Value::Object(map) = tree {
-        map.remove("status");
-    }
-    complete_stored(kind, tree);
 }
 
 fn begin_metadata(target: &Target<'_>, tree: &mut Value) {
