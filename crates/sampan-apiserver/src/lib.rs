@@ -15,7 +15,6 @@ pub mod expire;
 mod fence;
 mod forms;
 pub mod hooks;
-mod interim;
 mod keys;
 pub mod listener;
 mod local;

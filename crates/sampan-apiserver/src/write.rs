@@ -9,12 +9,11 @@ use std::sync::Arc;
 use sampan_api::apply::{self, ApplyError, Writer};
 use sampan_api::error::FieldErrorKind;
 use sampan_api::strategy::{self, Strategy};
-use sampan_api::{Failure, FieldErrors, FieldPath, Kind, Reason, meta, object};
+use sampan_api::{Failure, FieldErrors, FieldPath, Kind, Reason, meta, object, schema};
 use sampan_store::{Check, CommitError, Committed, Entry, Expect, Key, Txn, Write};
 use serde_json::Value;
 
 use crate::admission::{Operation, Request};
-use crate::interim::schema;
 use crate::options::WriteOptions;
 use crate::respond::{self, Object};
 use crate::server::Call;
