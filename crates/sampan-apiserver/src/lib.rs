@@ -22,6 +22,7 @@ pub mod lookup;
 mod metrics;
 mod namespaces;
 mod negotiate;
+mod openapi;
 mod options;
 mod pages;
 mod patch;

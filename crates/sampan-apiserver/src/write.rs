@@ -337,7 +337,7 @@ pub(crate) async fn update(
         services::allocate(config, kind, &mut new, Some(&old), target.options.dry_run, &mut txn)?;
         let mut errors = meta::validate(&new, strategy.name, kind.namespaced());
         errors.0.extend(meta::validate_update(&new, &old).0);
-        errors.0.extend(schema::validate(&kind.schema, respond::storage_root(kind), &new).0);
+        errors.0.extend(schema::validate_update(&kind.schema, respond::storage_root(kind), &new, &old).0);
         if target.subresource.is_empty() {
             errors.0.extend((strategy.validate_update)(&new, &old).0);
         } else {
