@@ -25,6 +25,9 @@ use sampan_store::{Config as StoreConfig, History, KeyRing, Store};
 use sampan_wire::pki::{Ca, Subject, Usage};
 use sampan_wire::tls::{self, Http};
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::auth::authn::{Certified, Chain};
 use crate::auth::{Attributes, Authorizer, Decision, MASTERS};
@@ -89,21 +92,8 @@ impl Api {
         Self(Arc::new(InProcess::new(Arc::new(Local(server)), "admin", &[MASTERS])))
     }
 
-    /// Over TLS with a client certificate.
     async fn remote(server: Arc<Server>) -> Self {
-        let (clock, dice) = (Clock::system(), Dice::system());
-        let day = Duration::from_secs(24 * 3600);
-        let (ca, _) = Ca::generate("test", day, &clock, &dice).expect("a CA");
-        let usage = Usage::Server { dns: vec!["localhost".into()], ips: Vec::new() };
-        let serving = ca.issue(&Subject::new("server", &[]), &usage, day, &clock, &dice).expect("a certificate");
-        let admin = ca.issue(&Subject::new("admin", &[MASTERS]), &Usage::Client, day, &clock, &dice);
-        let admin = admin.expect("a certificate");
-        let config = tls::server_config(&serving, &[ca.certificate_pem()]).expect("a TLS configuration");
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a socket");
-        let address = listener.local_addr().expect("an address");
-        task::spawn("listener", listener::serve(listener, config, server));
-        let client = tls::client_config(&[ca.certificate_pem()], Some(&admin), Http::One);
-        Self(Arc::new(Tls { address, config: client.expect("a TLS configuration") }))
+        Self(Arc::new(remote(server).await))
     }
 
     async fn send(&self, request: Request<Bytes>) -> Answer {
@@ -206,20 +196,42 @@ impl Frames {
     }
 }
 
+/// A listener for the server, and a client of it with a certificate.
+async fn remote(server: Arc<Server>) -> Tls {
+    let (clock, dice) = (Clock::system(), Dice::system());
+    let day = Duration::from_secs(24 * 3600);
+    let (ca, _) = Ca::generate("test", day, &clock, &dice).expect("a CA");
+    let usage = Usage::Server { dns: vec!["localhost".into()], ips: Vec::new() };
+    let serving = ca.issue(&Subject::new("server", &[]), &usage, day, &clock, &dice).expect("a certificate");
+    let admin = ca.issue(&Subject::new("admin", &[MASTERS]), &Usage::Client, day, &clock, &dice);
+    let admin = admin.expect("a certificate");
+    let config = tls::server_config(&serving, &[ca.certificate_pem()]).expect("a TLS configuration");
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a socket");
+    let address = listener.local_addr().expect("an address");
+    task::spawn("listener", listener::serve(listener, config, server));
+    let client = tls::client_config(&[ca.certificate_pem()], Some(&admin), Http::One);
+    Tls { address, config: client.expect("a TLS configuration") }
+}
+
 /// One connection a request: the least a TLS client can be.
 struct Tls {
     address: std::net::SocketAddr,
     config: Arc<rustls::ClientConfig>,
 }
 
+impl Tls {
+    async fn connect(&self) -> std::io::Result<TokioIo<TlsStream<TcpStream>>> {
+        let stream = TcpStream::connect(self.address).await?;
+        let name = "localhost".try_into().expect("a host name");
+        Ok(TokioIo::new(TlsConnector::from(self.config.clone()).connect(name, stream).await?))
+    }
+}
+
 #[async_trait]
 impl Transport for Tls {
     async fn send(&self, request: Request<Bytes>) -> Result<Response<Body>, Error> {
         let failed = |error: &dyn std::fmt::Display| Error::Transport(error.to_string());
-        let stream = tokio::net::TcpStream::connect(self.address).await.map_err(|error| failed(&error))?;
-        let name = "localhost".try_into().expect("a host name");
-        let stream = tokio_rustls::TlsConnector::from(self.config.clone()).connect(name, stream).await;
-        let stream = TokioIo::new(stream.map_err(|error| failed(&error))?);
+        let stream = self.connect().await.map_err(|error| failed(&error))?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(stream).await.map_err(|error| failed(&error))?;
         task::spawn("test-connection", connection);

@@ -4,6 +4,7 @@
 mod decode;
 mod keep;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use sampan_api::apply::{self, ApplyError, Writer};
@@ -131,58 +132,62 @@ pub(crate) async fn create_owned(target: &Target<'_>, mut tree: Value) -> Result
     let strategy = target.strategy();
     (strategy.prepare_create)(&mut tree);
     begin_metadata(target, &mut tree);
+    let base: String = object::text(&tree, &["metadata", "generateName"]).chars().take(63 - 5).collect();
+    if !object::name(&tree).is_empty() || base.is_empty() {
+        let exists = || Failure::already_exists(&kind.gvk.group, &kind.resource, object::name(&tree));
+        return store_new(target, &tree).await?.ok_or_else(exists);
+    }
     // Generated names clash once in a hundred thousand; as upstream, give up after eight.
     for _ in 0..8 {
-        let generated =
-            object::name(&tree).is_empty() && !object::text(&tree, &["metadata", "generateName"]).is_empty();
-        let mut tree = tree.clone();
-        if generated {
-            let base = object::text(&tree, &["metadata", "generateName"]);
-            let base: String = base.chars().take(63 - 5).collect();
-            let name = base + &config.dice.suffix(5);
-            object::metadata_mut(&mut tree).insert("name".into(), name.into());
-        }
-        let name = object::name(&tree).to_owned();
-        // A raced neighbour (a Service address, the namespace, the fence's lease) is read again.
-        loop {
-            let mut txn = Txn::default();
-            namespaces::admit_create(call, kind, target.namespace, &mut txn)?;
-            let mut tree = tree.clone();
-            services::allocate(config, kind, &mut tree, None, target.options.dry_run, &mut txn)?;
-            let mut errors = meta::validate(&tree, strategy.name, kind.namespaced());
-            errors.0.extend(schema::validate(&kind.schema, respond::storage_root(kind), &tree).0);
-            errors.0.extend((strategy.validate_create)(&tree).0);
-            target.invalid(&name, errors)?;
-            validated(target, Operation::Create, &tree, &Value::Null).await?;
-            (strategy.warnings)(&tree, None).into_iter().for_each(|text| call.warn(text));
-            warn_inert(call, kind);
-            let key = keys::key(kind, target.namespace, &name);
-            if target.options.dry_run {
-                if !generated && config.store.get(&key).is_some() {
-                    return Err(Failure::already_exists(&kind.gvk.group, &kind.resource, &name));
-                }
-                return Ok(Written { code: 201, object: Object::Tree(tree) });
-            }
-            txn.checks.insert(0, Check { key: key.clone(), expect: Expect::Absent });
-            txn.writes.insert(0, Write::Put { key: key.clone(), payload: payload(kind, &tree) });
-            match commit(call, txn).await? {
-                Attempt::Done(done) => {
-                    let entry = done.entries.into_iter().next().ok_or_else(|| Failure::internal("an empty commit"))?;
-                    return Ok(Written { code: 201, object: Object::Stored(entry) });
-                }
-                Attempt::Raced(raced) if raced == key && generated => break,
-                Attempt::Raced(raced) if raced == key => {
-                    return Err(Failure::already_exists(&kind.gvk.group, &kind.resource, &name));
-                }
-                Attempt::Raced(_) => {}
-            }
+        let name = format!("{base}{}", config.dice.suffix(5));
+        object::metadata_mut(&mut tree).insert("name".into(), name.into());
+        if let Some(written) = store_new(target, &tree).await? {
+            return Ok(written);
         }
     }
-    let base = object::text(&tree, &["metadata", "generateName"]);
-    let mut failure = Failure::already_exists(&kind.gvk.group, &kind.resource, base);
+    let mut failure = Failure::already_exists(&kind.gvk.group, &kind.resource, &base);
     failure.message.push_str(", the server was not able to generate a unique name for the object");
     failure.retry_after_seconds = Some(1);
     Err(failure)
+}
+
+/// Validates and commits a new object that has its name. `None`: there is one of that name.
+async fn store_new(target: &Target<'_>, prepared: &Value) -> Result<Option<Written>, Failure> {
+    let Target { call, kind, .. } = target;
+    let config = &call.server.config;
+    let strategy = target.strategy();
+    let name = object::name(prepared);
+    let key = keys::key(kind, target.namespace, name);
+    // When a neighbour was raced (a Service address, the namespace, the fence's lease) it is read again.
+    loop {
+        let mut tree = Cow::Borrowed(prepared);
+        let mut txn = Txn::default();
+        namespaces::admit_create(call, kind, target.namespace, &mut txn)?;
+        if services::is_service(kind) {
+            services::allocate(config, tree.to_mut(), None, target.options.dry_run, &mut txn)?;
+        }
+        let mut errors = meta::validate(&tree, strategy.name, kind.namespaced());
+        errors.0.extend(schema::validate(&kind.schema, respond::storage_root(kind), &tree).0);
+        errors.0.extend((strategy.validate_create)(&tree).0);
+        target.invalid(name, errors)?;
+        validated(target, Operation::Create, &tree, &Value::Null).await?;
+        (strategy.warnings)(&tree, None).into_iter().for_each(|text| call.warn(text));
+        warn_inert(call, kind);
+        if target.options.dry_run {
+            let free = config.store.get(&key).is_none();
+            return Ok(free.then(|| Written { code: 201, object: Object::Tree(tree.into_owned()) }));
+        }
+        txn.checks.insert(0, Check { key: key.clone(), expect: Expect::Absent });
+        txn.writes.insert(0, Write::Put { key: key.clone(), payload: payload(kind, &tree) });
+        match commit(call, txn).await? {
+            Attempt::Done(done) => {
+                let entry = done.entries.into_iter().next().ok_or_else(|| Failure::internal("an empty commit"))?;
+                return Ok(Some(Written { code: 201, object: Object::Stored(entry) }));
+            }
+            Attempt::Raced(raced) if raced == key => return Ok(None),
+            Attempt::Raced(_) => {}
+        }
+    }
 }
 
 /// The object's namespace and name must be those of the request.
@@ -247,7 +252,6 @@ async fn mutated(target: &Target<'_>, operation: Operation, tree: Value, old: &V
     if call.server.config.plugins.is_empty() {
         return Ok(tree);
     }
-    let before = tree.clone();
     let name = object::name(&tree).to_owned();
     let mut request = request(target, operation, &name, tree, old);
     for plugin in &call.server.config.plugins {
@@ -255,9 +259,7 @@ async fn mutated(target: &Target<'_>, operation: Operation, tree: Value, old: &V
     }
     let Request { object: mut tree, warnings, .. } = request;
     warnings.into_iter().for_each(|text| call.warn(text));
-    if tree != before {
-        complete_stored(target.kind, &mut tree);
-    }
+    complete_stored(target.kind, &mut tree);
     Ok(tree)
 }
 
@@ -334,7 +336,9 @@ pub(crate) async fn update(
             object::metadata_mut(&mut new).insert("generation".into(), (generation + 1).into());
         }
         let mut txn = Txn::default();
-        services::allocate(config, kind, &mut new, Some(&old), target.options.dry_run, &mut txn)?;
+        if services::is_service(kind) {
+            services::allocate(config, &mut new, Some(&old), target.options.dry_run, &mut txn)?;
+        }
         let mut errors = meta::validate(&new, strategy.name, kind.namespaced());
         errors.0.extend(meta::validate_update(&new, &old).0);
         errors.0.extend(schema::validate_update(&kind.schema, respond::storage_root(kind), &new, &old).0);

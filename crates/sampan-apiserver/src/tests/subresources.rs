@@ -86,7 +86,8 @@ async fn a_namespace_ends_when_its_finalizers_are_gone() {
     last["metadata"]["finalizers"] = json!([]);
     api.put(&format!("{uri}/finalize"), &last).await.code(200);
     // `finalize` empties the namespace's own list only; the other finalizers go like any object's.
-    api.patch(uri, "merge-patch+json", &json!({"metadata": {"finalizers": null}})).await;
+    assert_eq!(api.get(uri).await.code(200)["metadata"]["finalizers"], json!(["example.com/x"]));
+    api.patch(uri, "merge-patch+json", &json!({"metadata": {"finalizers": null}})).await.code(200);
     api.get(uri).await.refused(404);
     let refused = api.delete("/api/v1/namespaces/default", &json!({})).await.refused(403);
     assert_eq!(refused, "namespaces \"default\" is forbidden: this namespace may not be deleted");
@@ -133,4 +134,55 @@ async fn logs_and_exec_go_to_the_pods_node() {
         ["/containerLogs/default/p/c?tailLines=3", "/exec/default/p/c?command=ls&output=1", "/stats/summary?x=1"]
     );
     assert_eq!(asked[0].0, Node { name: "n".into(), host: "192.0.2.7".into(), port: 10251 });
+}
+
+/// Takes the connection over and says everything back.
+struct Echo;
+
+#[async_trait]
+impl Streaming for Echo {
+    async fn connect(
+        &self,
+        _: &Node,
+        mut request: http::Request<RequestBody>,
+    ) -> Result<http::Response<ResponseBody>, sampan_api::Failure> {
+        let upgrade = hyper::upgrade::on(&mut request);
+        task::spawn("echo", async move {
+            let (mut from, mut to) = tokio::io::split(TokioIo::new(upgrade.await.expect("an upgraded connection")));
+            let _ = tokio::io::copy(&mut from, &mut to).await;
+        });
+        let mut response = http::Response::new(body::empty());
+        *response.status_mut() = http::StatusCode::SWITCHING_PROTOCOLS;
+        response.headers_mut().insert("connection", "Upgrade".parse().expect("a header"));
+        response.headers_mut().insert("upgrade", "echo".parse().expect("a header"));
+        Ok(response)
+    }
+}
+
+#[tokio::test]
+async fn an_upgraded_connection_is_carried_through() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let server = server_with(History::default(), |config| config.streaming = Some(Arc::new(Echo))).await;
+    let local = Api::local(server.clone());
+    let status = json!({"addresses": [{"type": "InternalIP", "address": "192.0.2.7"}]});
+    let node = json!({"kind": "Node", "apiVersion": "v1", "metadata": {"name": "n"}, "status": status});
+    local.post("/api/v1/nodes", &node).await.code(201);
+    local.post(PODS, &pod("p")).await.code(201);
+    let binding = json!({"metadata": {"name": "p"}, "target": {"name": "n"}});
+    local.post(&format!("{PODS}/p/binding"), &binding).await.code(201);
+
+    let tls = remote(server).await;
+    let stream = tls.connect().await.expect("a connection");
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.expect("a handshake");
+    task::spawn("test-connection", connection.with_upgrades());
+    let request =
+        Request::get(format!("{PODS}/p/exec?command=sh")).header("connection", "Upgrade").header("upgrade", "echo");
+    let request = request.body(Full::new(Bytes::new())).expect("a request");
+    let mut response = sender.send_request(request).await.expect("a response");
+    assert_eq!(response.status(), 101);
+    let mut stream = TokioIo::new(hyper::upgrade::on(&mut response).await.expect("an upgrade"));
+    stream.write_all(b"hello").await.expect("written");
+    let mut back = [0; 5];
+    stream.read_exact(&mut back).await.expect("read");
+    assert_eq!(&back, b"hello");
 }

@@ -35,7 +35,7 @@ pub fn keep(kind: &Kind, subresource: &str, old: &Value, new: &mut Value) {
     match subresource {
         "" if kind.has_status => swap(new, "status", old),
         "" => {}
-        "status" => {
+        "status" | "approval" => {
             // Status and metadata from the request, everything else as stored. Owners stay: old kubelets sent stale ones
             // (`pkg/registry/core/pod/strategy.go`).
             let mut merged = old.clone();
@@ -44,16 +44,22 @@ pub fn keep(kind: &Kind, subresource: &str, old: &Value, new: &mut Value) {
             *new = merged;
             from_old(new, "ownerReferences");
         }
-        "ephemeralcontainers" => {
-            let containers = object::lookup(new, &["spec", "ephemeralContainers"]).cloned();
-            *new = old.clone();
-            if let Some(containers) = containers {
-                object::child_mut(new, "spec").insert("ephemeralContainers".into(), containers);
-            }
-        }
+        "ephemeralcontainers" => *new = with_spec_field(old, new, "ephemeralContainers"),
+        "finalize" => *new = with_spec_field(old, new, "finalizers"),
         "resize" => resized(old, new),
         _ => {}
     }
+}
+
+/// The stored object with one field of its spec from the request.
+fn with_spec_field(old: &Value, new: &Value, field: &str) -> Value {
+    let mut merged = old.clone();
+    let spec = object::child_mut(&mut merged, "spec");
+    match object::lookup(new, &["spec", field]) {
+        Some(value) => spec.insert(field.into(), value.clone()),
+        None => spec.remove(field),
+    };
+    merged
 }
 
 /// Of a resize only the resources of containers count.
