@@ -16,7 +16,8 @@ fn main() {
     // What was set for the outer build (flags, wrappers, directories) is not meant for this one.
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
-        let foreign = ["RUSTFLAGS", "RUSTC", "RUSTDOC", "CARGO_ENCODED_RUSTFLAGS", "CARGO_TARGET_DIR", "CARGO_BUILD_TARGET"];
+        let foreign =
+            ["RUSTFLAGS", "RUSTC", "RUSTDOC", "CARGO_ENCODED_RUSTFLAGS", "CARGO_TARGET_DIR", "CARGO_BUILD_TARGET"];
         if foreign.contains(&text.as_ref())
             || text.starts_with("CARGO_PROFILE_")
             || text.starts_with("CARGO_CFG_")

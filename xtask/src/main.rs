@@ -1,9 +1,11 @@
-//! Chores that are programs: `cargo xtask schema <folder>` makes `schema/` from the published API data.
+//! Chores that are programs: `cargo xtask schema <folder>` makes `schema/` from the published API data, `cargo xtask images`
+//! builds the images of tests and the demo.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+mod images;
 mod schema;
 mod tsv;
 
@@ -12,7 +14,8 @@ fn main() -> Result<()> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {
         ["schema", data] => schema::generate(Path::new(data), &repository()?.join("schema")),
-        _ => bail!("usage: cargo xtask schema <folder with fields.tsv, types.tsv, enums.tsv and resources.tsv>"),
+        ["images"] => images::build(&repository()?).map(drop),
+        _ => bail!("usage: cargo xtask images | schema <folder with fields.tsv, types.tsv, enums.tsv and resources.tsv>"),
     }
 }
 

@@ -50,9 +50,7 @@ fn route(path: &str) -> Route {
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     let rest = if parts[0] == "api" { &parts[2..] } else { &parts[3..] };
     let (namespace, rest) = match rest {
-        ["namespaces", namespace, rest @ ..]
-            if !rest.is_empty() && !matches!(rest, ["status" | "finalize"]) =>
-        {
+        ["namespaces", namespace, rest @ ..] if !rest.is_empty() && !matches!(rest, ["status" | "finalize"]) => {
             (*namespace, rest)
         }
         rest => ("", rest),
@@ -172,7 +170,11 @@ impl Api {
             }
         }
         let mut merged = old.clone();
-        if *method == http::Method::PUT { merged = body.clone() } else { merge(&mut merged, body, content.contains("strategic")) }
+        if *method == http::Method::PUT {
+            merged = body.clone()
+        } else {
+            merge(&mut merged, body, content.contains("strategic"))
+        }
         match subresource.as_str() {
             "status" => new["status"] = merged["status"].take(),
             _ => {

@@ -22,12 +22,24 @@ pub enum Request {
     /// Kills the command this connection started.
     Kill,
     /// Signals the main process of a container.
-    Signal { container: String, signal: i32 },
+    Signal {
+        container: String,
+        signal: i32,
+    },
     /// Copies the output of a container to the descriptors given; answered with the descriptor of its input when asked.
-    Attach { container: String, stdin: bool, stdout: bool, stderr: bool },
-    ReopenLog { container: String },
+    Attach {
+        container: String,
+        stdin: bool,
+        stdout: bool,
+        stderr: bool,
+    },
+    ReopenLog {
+        container: String,
+    },
     /// Answered with a new TCP socket of the sandbox's network namespace (IPv4, or IPv6).
-    Socket { ipv6: bool },
+    Socket {
+        ipv6: bool,
+    },
     /// Turns the connection into one that is told [`Reply::ContainerExited`].
     Watch,
     /// Kills everything and ends. Not answered.
@@ -37,12 +49,19 @@ pub enum Request {
 /// What a holder answers.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Reply {
-    Hello { version: u32, running: Vec<String> },
+    Hello {
+        version: u32,
+        running: Vec<String>,
+    },
     Done,
     Failed(Failure),
     /// 128 + signal when a signal ended it.
-    Exited { code: i32 },
-    ContainerExited { container: String },
+    Exited {
+        code: i32,
+    },
+    ContainerExited {
+        container: String,
+    },
 }
 
 /// Why something did not work, for people.
@@ -382,13 +401,40 @@ wire_enum!(PidNamespace { 0 => Own, 1 => Sandbox, 2 => Host });
 wire_struct!(Failure { kind, text });
 wire_struct!(SandboxPlan { namespaces, hostname, shared_pid_namespace, sysctls, directory, shm_bytes });
 wire_struct!(ContainerPlan {
-    id, directory, log_path, cgroups, cgroup_v2, oom_file, pid_namespace, root, layers, overlay, mounts, devices, links,
-    masked_paths, read_only_paths, read_only_root, stdin, stdin_once, terminal, process
+    id,
+    directory,
+    log_path,
+    cgroups,
+    cgroup_v2,
+    oom_file,
+    pid_namespace,
+    root,
+    layers,
+    overlay,
+    mounts,
+    devices,
+    links,
+    masked_paths,
+    read_only_paths,
+    read_only_root,
+    stdin,
+    stdin_once,
+    terminal,
+    process
 });
 wire_struct!(MountPlan { kind, source, target, options, attributes, recursive, propagation });
 wire_struct!(Device { path, mode, major, minor, uid, gid });
 wire_struct!(ProcessPlan {
-    args, env, directory, user, group, supplementary_groups, capabilities, no_new_privileges, seccomp, rlimits,
+    args,
+    env,
+    directory,
+    user,
+    group,
+    supplementary_groups,
+    capabilities,
+    no_new_privileges,
+    seccomp,
+    rlimits,
     oom_score_adj
 });
 wire_struct!(ExecPlan { container, stdin, stdout, stderr, terminal, process });

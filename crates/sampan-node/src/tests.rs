@@ -317,7 +317,9 @@ async fn the_node_registers_and_stays_alive() {
     assert_eq!(node["status"]["allocatable"]["pods"], "110");
     assert_eq!(node["status"]["addresses"][0]["address"], "192.168.0.1");
     assert_eq!(condition(&node, "Ready"), "True");
-    let lease = || world.api.get("leases", "node-1").expect("a lease")["spec"]["renewTime"].as_str().expect("a time").to_owned();
+    let lease = || {
+        world.api.get("leases", "node-1").expect("a lease")["spec"]["renewTime"].as_str().expect("a time").to_owned()
+    };
     let first = lease();
     assert_eq!(first.len(), "2030-01-01T00:00:00.000000Z".len());
     let writes = world.api.patches();

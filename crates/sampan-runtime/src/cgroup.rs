@@ -48,8 +48,7 @@ impl CgroupPath {
 
     /// Whether this group is somewhere below `other`.
     pub fn is_below(&self, other: &Self) -> bool {
-        self.prefix == other.prefix
-            && self.rest.strip_prefix(&other.rest).is_some_and(|rest| rest.starts_with('/'))
+        self.prefix == other.prefix && self.rest.strip_prefix(&other.rest).is_some_and(|rest| rest.starts_with('/'))
     }
 
     /// Relative to a hierarchy's root.
@@ -388,9 +387,7 @@ impl Cgroups {
     fn directory(&self, root: &Path, path: &CgroupPath) -> Result<OwnedFd, Error> {
         self.own(path)?;
         let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_XDEV;
-        let how = OpenHow::new()
-            .flags(OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_RDONLY)
-            .resolve(resolve);
+        let how = OpenHow::new().flags(OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_RDONLY).resolve(resolve);
         let open = || {
             let root = File::open(root)?;
             Ok::<_, io::Error>(nix::fcntl::openat2(&root, path.relative().as_str(), how)?)

@@ -600,8 +600,7 @@ impl Runtime for Linux {
             let stdout = request.stdout.then(streams::wide_output).transpose()?;
             Ok::<_, std::io::Error>((stdout, stderr.then(streams::wide_output).transpose()?))
         };
-        let (stdout, stderr) =
-            pipes().map_err(|error| Error::System(format!("make the streams: {error}")))?;
+        let (stdout, stderr) = pipes().map_err(|error| Error::System(format!("make the streams: {error}")))?;
         let ((stdout, stdout_end), (stderr, stderr_end)) = (stdout.unzip(), stderr.unzip());
         let mut events = self.events();
         let (_, connection) = self.connect(&container.sandbox).await?;

@@ -89,16 +89,22 @@ pub fn run(path: &Path) -> anyhow::Result<()> {
 async fn serve(config: Config) -> anyhow::Result<()> {
     let (clock, dice) = (Clock::system(), Dice::system());
     let disk: SharedDisk = Arc::new(RealDisk);
-    let identity = Identity::load(&RealDisk, &config.pki, "node")?.context("the node's certificate is missing")?;
+    let load = |name: &str| {
+        let identity = Identity::load(&RealDisk, &config.pki, name)?;
+        identity.with_context(|| format!("{}/{name}.crt is missing", config.pki.display()))
+    };
+    let (identity, proxy) = (load("node")?, load("proxy")?);
     let ca = config.pki.join("ca.crt");
     let ca = std::fs::read_to_string(&ca).with_context(|| format!("read {}", ca.display()))?;
     let servers: Vec<String> = config.servers.iter().map(SocketAddr::to_string).collect();
-    let client = Client::new(Arc::new(Tls::new(&servers, &[&ca], Some(&identity), clock.clone())?));
+    let client =
+        |identity| anyhow::Ok(Client::new(Arc::new(Tls::new(&servers, &[&ca], Some(identity), clock.clone())?)));
+    let (network_client, client) = (client(&proxy)?, client(&identity)?);
     // Registries and name servers are the host's business where the node is not the host.
     let outside = config.host_netns.then(|| PathBuf::from(format!("/proc/self/fd/{HOST_NETNS_FD}")));
 
     let network = NodeNetwork::spawn(
-        client.clone(),
+        network_client.clone(),
         NodeNetworkConfig {
             name: config.name.clone(),
             addresses: config.addresses.clone(),
@@ -108,11 +114,14 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         },
         clock.clone(),
     );
-    let _proxy =
-        Proxy::spawn(client.clone(), ProxyConfig { node: config.name.clone(), own: vec![config.dns] }, clock.clone());
+    let _proxy = Proxy::spawn(
+        network_client.clone(),
+        ProxyConfig { node: config.name.clone(), own: vec![config.dns] },
+        clock.clone(),
+    );
     let resolv_conf = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let _dns = Dns::start(
-        client.clone(),
+        network_client,
         DnsConfig {
             address: config.dns,
             domain: config.domain.clone(),

@@ -89,7 +89,11 @@ fn addresses(pod: &Pod, state: &State, host: &HostFacts, status: &mut PodStatus)
 fn container_status(pod: &Pod, state: &State, container: &Container, is_init: bool, now: Timestamp) -> ApiContainer {
     let name = &container.name;
     let old = reported(&state.status, name);
-    let mut status = match state.latest(name, None) {
+    // What an agent that died had created but not started is about to be removed: it never ran.
+    let latest = state.latest(name, None);
+    let shown =
+        latest.filter(|run| run.state != ContainerState::Created).or_else(|| latest.and_then(|_| state.previous(name)));
+    let mut status = match shown {
         Some(run) => of_run(state, container, run, old),
         None => without_run(pod, state, container, old),
     };
@@ -179,7 +183,9 @@ fn of_run(state: &State, container: &Container, run: &ContainerStatus, old: Opti
         image: run.config.image.clone(),
         image_id: run.image_id.clone(),
         container_id: Some(format!("{CONTAINER_SCHEME}{}", run.id)),
-        restart_count: i32::try_from(run.config.attempt).unwrap_or(i32::MAX),
+        restart_count: i32::try_from(run.config.attempt)
+            .unwrap_or(i32::MAX)
+            .max(old.map_or(0, |old| old.restart_count)),
         state: Some(now),
         last_state,
         resources: container.resources.clone(),

@@ -216,12 +216,12 @@ fn keep(store: &Store, spool: &Spool, found: Found) -> Result<Image, Error> {
             Ok(plain)
         });
         layers.push((diff_id.clone(), partial.clone()));
-        let right = unpacked
-            .map_err(|error| corrupt(name, error))
-            .and_then(|plain| match plain == *diff_id && digest.clone().is_none_or(|digest| digest == blob.digest()) {
+        let right = unpacked.map_err(|error| corrupt(name, error)).and_then(|plain| {
+            match plain == *diff_id && digest.clone().is_none_or(|digest| digest == blob.digest()) {
                 true => Ok(()),
                 false => Err(corrupt(name, "its content does not have the digest the image tells")),
-            });
+            }
+        });
         if let Err(error) = right {
             layers.iter().for_each(|(_, partial)| drop(std::fs::remove_dir_all(partial)));
             return Err(error);

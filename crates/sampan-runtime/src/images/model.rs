@@ -109,7 +109,13 @@ impl Manifest {
         // The exact variant first, then one without, then whatever fits.
         fitting.sort_by_key(|m| {
             let given = m.platform.as_ref().map_or("", |platform| platform.variant.as_str());
-            if given == variant { 0 } else if given.is_empty() { 1 } else { 2 }
+            if given == variant {
+                0
+            } else if given.is_empty() {
+                1
+            } else {
+                2
+            }
         });
         fitting.first().copied()
     }

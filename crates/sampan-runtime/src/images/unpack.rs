@@ -137,7 +137,8 @@ impl Unpacker {
         match kind {
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW;
-                let file = nix::fcntl::openat(&parent, name, flags | OFlag::O_CLOEXEC, Mode::from_bits_truncate(0o600))?;
+                let file =
+                    nix::fcntl::openat(&parent, name, flags | OFlag::O_CLOEXEC, Mode::from_bits_truncate(0o600))?;
                 let mut file = File::from(file);
                 size = io::copy(entry, &mut file)?;
                 let attributes = xattrs(entry)?;

@@ -30,7 +30,8 @@ pub(super) struct Program(OwnedFd);
 
 impl Program {
     pub(super) fn new() -> io::Result<Self> {
-        let file = nix::sys::memfd::memfd_create(c"sampan-holder", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+        let file =
+            nix::sys::memfd::memfd_create(c"sampan-holder", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
         let mut file = File::from(file);
         file.write_all(PROGRAM)?;
         let seals = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
@@ -40,7 +41,8 @@ impl Program {
 
     /// Starts a holder that serves on `DIRECTORY/holder` and makes the sandbox of `plan`.
     pub(super) fn start(&self, directory: &Path, plan: &SandboxPlan) -> io::Result<()> {
-        let listener = nix::sys::socket::socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+        let listener =
+            nix::sys::socket::socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
         let place = Place::open(directory)?;
         nix::sys::socket::bind(listener.as_raw_fd(), &place.address()?)?;
         nix::sys::socket::listen(&listener, Backlog::new(128)?)?;
@@ -143,8 +145,7 @@ impl Connection {
             let mut control = nix::cmsg_space!([i32; 8]);
             let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
             let mut parts = [IoSliceMut::new(&mut buffer)];
-            let message =
-                nix::sys::socket::recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
+            let message = nix::sys::socket::recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
             let mut descriptors = Vec::new();
             for control in message.cmsgs()? {
                 if let ControlMessageOwned::ScmRights(numbers) = control {

@@ -135,8 +135,7 @@ fn overlay(parts: &Parts<'_>) -> Result<String, Error> {
     if lower.is_empty() || writable.contains([':', ',', '\\']) {
         return Err(Error::Invalid(format!("no overlay of {} layers can be made in {writable:?}", lower.len())));
     }
-    let options =
-        format!("lowerdir={},upperdir={writable}/upper,workdir={writable}/work,volatile", lower.join(":"));
+    let options = format!("lowerdir={},upperdir={writable}/upper,workdir={writable}/work,volatile", lower.join(":"));
     match options.len() {
         0..4096 => Ok(options),
         length => Err(Error::Invalid(format!("the image has too many layers: {length} bytes of overlay options"))),
@@ -306,7 +305,8 @@ fn machine_devices() -> Vec<Device> {
             let Ok(metadata) = std::fs::symlink_metadata(&path) else { continue };
             let kind = metadata.file_type();
             // The container has filesystems of its own there.
-            let own = ["pts", "shm", "mqueue", "ptmx", "console"].iter().any(|name| path == Path::new("/dev").join(name));
+            let own =
+                ["pts", "shm", "mqueue", "ptmx", "console"].iter().any(|name| path == Path::new("/dev").join(name));
             if own {
                 continue;
             }

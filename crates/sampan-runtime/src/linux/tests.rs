@@ -87,7 +87,11 @@ impl Machine for Real {
 }
 
 /// One container that runs a shell script to its end: what it wrote, and its status.
-async fn shell(machine: &Real, sandbox: SandboxConfig, change: impl FnOnce(&mut ContainerConfig)) -> (String, ContainerStatus) {
+async fn shell(
+    machine: &Real,
+    sandbox: SandboxConfig,
+    change: impl FnOnce(&mut ContainerConfig),
+) -> (String, ContainerStatus) {
     let runtime = machine.runtime();
     let sandbox = runtime.run_sandbox(&sandbox).await.expect("a sandbox");
     let mut config = container_config("main", &["sh", "-c"]);
@@ -121,7 +125,8 @@ fn measures() {
         };
         for round in 0..30 {
             let started = clock.instant();
-            let sandbox = runtime.run_sandbox(&sandbox_config(&machine, &format!("m{round}"))).await.expect("a sandbox");
+            let sandbox =
+                runtime.run_sandbox(&sandbox_config(&machine, &format!("m{round}"))).await.expect("a sandbox");
             note("run sandbox", started);
             let started = clock.instant();
             let id = runtime.create_container(&sandbox.id, &container_config("main", &["sleep", "1000"])).await;
@@ -134,7 +139,8 @@ fn measures() {
             finish(runtime.exec(&id, &request).await.expect("exec")).await.2.expect("a code");
             note("exec of true", started);
             if round == 29 {
-                let pid = machine.linux().sandbox(&sandbox.id).expect("it").holder.and_then(|h| h.pid()).expect("a pid");
+                let pid =
+                    machine.linux().sandbox(&sandbox.id).expect("it").holder.and_then(|h| h.pid()).expect("a pid");
                 let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("memory");
                 eprintln!("holder:\n{rollup}");
             }

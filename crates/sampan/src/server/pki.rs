@@ -67,6 +67,18 @@ impl Pki {
         let usage = Usage::Peer { dns: vec![name.into()], ips: addresses.to_vec() };
         let pki = directory.join("pki");
         self.ca.load_or_issue(&RealDisk, &pki, "node", &subject, &usage, LEAF_LIFETIME, clock, &Dice::system())?;
+        // The network of a node sees all Services and Nodes, which the node itself must not.
+        let proxy = Subject::new("system:kube-proxy", &[]);
+        self.ca.load_or_issue(
+            &RealDisk,
+            &pki,
+            "proxy",
+            &proxy,
+            &Usage::Client,
+            LEAF_LIFETIME,
+            clock,
+            &Dice::system(),
+        )?;
         let ca = pki.join("ca.crt");
         std::fs::write(&ca, self.ca.certificate_pem()).with_context(|| format!("write {}", ca.display()))
     }
