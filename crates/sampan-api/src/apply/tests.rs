@@ -489,7 +489,7 @@ proptest! {
     fn conflicting_fields_have_two_owners(before in specs(), spec in specs()) {
         let live = must(None, "other", before);
         if let Err(error) = applied(Some(&live), "me", spec, false) {
-            let theirs = Set::from_json(&fields(&live, "other", "Apply")).expect("valid");
+            let theirs = Set::from_json(&fields(&live, "other", "Apply"), false).expect("valid");
             let ApplyError::Conflicts(conflicts) = error else { panic!("{error}") };
             for conflict in conflicts {
                 prop_assert!(theirs.has(&conflict.elements()), "{}", conflict.field());
