@@ -159,7 +159,13 @@ fn join(client: hyper::upgrade::OnUpgrade, node: hyper::upgrade::OnUpgrade) {
     });
 }
 
-fn streamed(response: Response<Incoming>) -> Response<ResponseBody> {
+/// Marks an answer that comes from elsewhere: its length and encoding are not this server's, and it must not wait for a
+/// compressor to fill up.
+#[derive(Clone, Copy, Debug)]
+pub struct CarriedOn;
+
+fn streamed(mut response: Response<Incoming>) -> Response<ResponseBody> {
+    response.extensions_mut().insert(CarriedOn);
     response.map(|incoming| {
         if http_body::Body::is_end_stream(&incoming) {
             return body::empty();
