@@ -11,10 +11,10 @@ mod convert;
 mod delete;
 mod discovery;
 mod encoding;
+pub mod expire;
 mod fence;
 mod forms;
 pub mod hooks;
-mod interim;
 mod keys;
 pub mod listener;
 mod local;
@@ -22,6 +22,7 @@ pub mod lookup;
 mod metrics;
 mod namespaces;
 mod negotiate;
+mod openapi;
 mod options;
 mod pages;
 mod patch;
@@ -40,6 +41,9 @@ pub mod streaming;
 mod table;
 mod watch;
 mod write;
+
+#[cfg(test)]
+mod tests;
 
 pub use local::Local;
 pub use server::{Config, Server, Version};
