@@ -43,8 +43,6 @@ pub struct Strategy {
     pub create_on_update: bool,
     /// An update without `resourceVersion` is accepted.
     pub unconditional_update: bool,
-    /// A create may carry a status (Nodes register with theirs); everywhere else it is dropped.
-    pub keeps_status_on_create: bool,
     /// Seconds before a graceful deletion ends by itself, from the object and what the client asked for; `None`: the
     /// kind knows no grace, delete at once. (Pods.)
     pub grace: Option<fn(&Value, Option<i64>) -> i64>,
@@ -90,7 +88,6 @@ pub const GENERIC: Strategy = Strategy {
     name: NameRule::Subdomain,
     create_on_update: false,
     unconditional_update: true,
-    keeps_status_on_create: false,
     grace: None,
 };
 

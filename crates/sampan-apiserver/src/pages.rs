@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::body::{RequestBody, ResponseBody};
 use crate::server::{Call, Server};
-use crate::{discovery, respond};
+use crate::{discovery, openapi, respond};
 
 pub(crate) async fn answer(call: &Call, request: &Request<RequestBody>) -> Response<ResponseBody> {
     let server = &call.server;
@@ -24,6 +24,9 @@ pub(crate) async fn answer(call: &Call, request: &Request<RequestBody>) -> Respo
         }
     }
     if let Some(response) = discovery::answer(server, path, &call.headers) {
+        return response;
+    }
+    if let Some(response) = openapi::answer(server, &call.info, &call.headers) {
         return response;
     }
     match path.trim_end_matches('/') {
@@ -63,7 +66,9 @@ fn architecture() -> &'static str {
 fn index(server: &Server) -> Response<ResponseBody> {
     let kinds = server.kinds();
     let mut paths: Vec<String> =
-        ["/api", "/apis", "/healthz", "/livez", "/readyz", "/metrics", "/version"].map(str::to_owned).into();
+        ["/api", "/apis", "/healthz", "/livez", "/readyz", "/metrics", "/openapi/v2", "/openapi/v3", "/version"]
+            .map(str::to_owned)
+            .into();
     for kind in &kinds.all {
         let (group, version) = (&kind.gvk.group, &kind.gvk.version);
         if group.is_empty() {

@@ -136,6 +136,12 @@ impl RequestInfo {
         equal.map(|term| (term.path.clone(), term.value.clone())).collect()
     }
 
+    /// How long the caller is willing to wait (`timeout=32s`).
+    pub fn timeout(&self) -> Option<std::time::Duration> {
+        let nanos = sampan_api::codec::parse_go_duration(self.given("timeout")?).ok()?;
+        u64::try_from(nanos).ok().filter(|nanos| *nanos > 0).map(std::time::Duration::from_nanos)
+    }
+
     /// Watches and streams end when their caller or their own clock says so, not by the request timeout.
     pub fn long_running(&self) -> bool {
         self.verb == "watch"

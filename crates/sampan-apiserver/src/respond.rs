@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
-use sampan_api::schema::{SharedSchema, TypeId};
+use sampan_api::schema::{Schema, SharedSchema, TypeId};
 use sampan_api::{Failure, Gvk, Kind, codec, object};
 use sampan_store::Entry;
 use serde_json::Value;
@@ -72,7 +72,7 @@ pub(crate) fn object(
     let entry = match answer {
         Object::Stored(entry) => entry,
         Object::Tree(tree) => {
-            let json = with_revision(codec::encode(&kind.schema, storage_root(kind), &tree), object::resource_version(&tree));
+            let json = encoded(&kind.schema, storage_root(kind), &tree);
             return unstored(call, format, code, kind, json);
         }
     };
@@ -97,7 +97,12 @@ fn unstored(
     Ok(finished(format, code, bytes.into()))
 }
 
-/// Puts the revision of an object that was not committed where the store would; without one the member goes.
+/// The JSON of an object that does not go to the store, with the revision it names.
+pub fn encoded(schema: &Schema, root: TypeId, tree: &Value) -> Bytes {
+    with_revision(codec::encode(schema, root, tree), object::resource_version(tree))
+}
+
+/// Puts a revision where the store would; without one the member goes.
 fn with_revision(encoded: codec::Encoded, revision: &str) -> Bytes {
     const MEMBER: &[u8] = b"\"resourceVersion\":\"";
     let codec::Encoded { mut bytes, stamp } = encoded;
@@ -128,7 +133,7 @@ pub fn typed(
     gvk: &Gvk,
     object: &Value,
 ) -> Result<Response<ResponseBody>, Failure> {
-    let json: Bytes = codec::encode(schema, root, object).bytes.into();
+    let json = encoded(schema, root, object);
     let bytes = match format.wire {
         Wire::Protobuf => codec::json_to_proto(schema, root, gvk, &json).map(Bytes::from).map_err(Failure::internal)?,
         Wire::Json | Wire::Yaml => json,
@@ -203,7 +208,7 @@ fn made(format: Format, kind: &Kind, json: &Bytes, bare: bool) -> Result<Bytes, 
     }
     let tree = serde_json::from_slice(json).map_err(Failure::internal)?;
     let converted = convert::from_storage(kind, tree)?;
-    in_form(format, kind, &Bytes::from(codec::encode(&kind.schema, kind.root, &converted).bytes), bare)
+    in_form(format, kind, &encoded(&kind.schema, kind.root, &converted), bare)
 }
 
 /// Makes a form from JSON of the served version.
@@ -251,14 +256,14 @@ mod tests {
 
     #[test]
     fn what_was_not_committed_has_no_revision() {
-        let encoded = |json: &str, stamp| codec::Encoded { bytes: json.as_bytes().to_vec(), stamp };
+        let made = |json: &str, stamp| codec::Encoded { bytes: json.as_bytes().to_vec(), stamp };
         let json = "{\"a\":1,\"resourceVersion\":\"\",\"b\":2}";
         let stamp = json.find("\"\"").map(|at| at as u32 + 1);
-        assert_eq!(with_revision(encoded(json, stamp), ""), "{\"a\":1,\"b\":2}");
-        assert_eq!(with_revision(encoded(json, stamp), "7"), "{\"a\":1,\"resourceVersion\":\"7\",\"b\":2}");
+        assert_eq!(with_revision(made(json, stamp), ""), "{\"a\":1,\"b\":2}");
+        assert_eq!(with_revision(made(json, stamp), "7"), "{\"a\":1,\"resourceVersion\":\"7\",\"b\":2}");
         let last = "{\"a\":1,\"resourceVersion\":\"\"}";
         let stamp = last.find("\"\"").map(|at| at as u32 + 1);
-        assert_eq!(with_revision(encoded(last, stamp), ""), "{\"a\":1}");
-        assert_eq!(with_revision(encoded("{}", None), "7"), "{}");
+        assert_eq!(with_revision(made(last, stamp), ""), "{\"a\":1}");
+        assert_eq!(with_revision(made("{}", None), "7"), "{}");
     }
 }

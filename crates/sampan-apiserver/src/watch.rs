@@ -210,6 +210,10 @@ impl Stream {
         }
     }
 
+    fn matches(&self, entry: &Entry) -> bool {
+        self.selection.matches_shared(&self.kind, entry, &self.call.server.facts)
+    }
+
     fn still_served(&self) -> bool {
         let gvk = &self.kind.gvk;
         let kinds = self.call.server.kinds();
@@ -220,14 +224,14 @@ impl Stream {
     fn event(&mut self, event: &Event) -> Option<Chunk> {
         let (kind, entry, previous) = match &event.change {
             Change::Put { entry, previous: None } => {
-                return self.selection.matches(&self.kind, entry).then(|| self.frame(Type::Added, entry));
+                return self.matches(entry).then(|| self.frame(Type::Added, entry));
             }
             Change::Put { entry, previous: Some(previous) } if self.selection.is_everything() => {
                 (Type::Modified, entry, previous)
             }
             Change::Put { entry, previous: Some(previous) } => {
-                let before = self.selection.matches(&self.kind, previous);
-                match (before, self.selection.matches(&self.kind, entry)) {
+                let before = self.matches(previous);
+                match (before, self.matches(entry)) {
                     (false, false) => return None,
                     (false, true) => (Type::Added, entry, previous),
                     (true, true) => (Type::Modified, entry, previous),
@@ -240,7 +244,7 @@ impl Stream {
             }
             Change::Delete { entry, previous } => (Type::Deleted, entry, previous),
         };
-        if kind == Type::Deleted && !self.selection.matches(&self.kind, previous) {
+        if kind == Type::Deleted && !self.matches(previous) {
             return None;
         }
         Some(self.frame(kind, entry))
@@ -271,7 +275,7 @@ impl Stream {
         let gvk = &self.kind.gvk;
         let object = json!({"kind": gvk.kind, "apiVersion": gvk.api_version(), "metadata": metadata});
         let (schema, root) = (&self.kind.schema, self.kind.root);
-        let json = Bytes::from(codec::encode(schema, root, &object).bytes);
+        let json = respond::encoded(schema, root, &object);
         let object = match self.format.shape {
             Shape::Table(version) => {
                 let headers = !std::mem::replace(&mut self.headers_sent, true);

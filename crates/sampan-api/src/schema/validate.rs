@@ -157,9 +157,7 @@ fn field_rules(
 
 /// `ifDisabled(Gate)=minimum=1` is `minimum=1` when the gate is off, and nothing when it is on.
 fn conditional<'a>(name: &'a str, argument: &'a str) -> (&'a str, &'a str) {
-    let gate = |prefix: &str| {
-        Some(name.strip_prefix(prefix)?.strip_suffix(')')?.trim_matches('"')).map(gate_is_off)
-    };
+    let gate = |prefix: &str| Some(gate_is_off(name.strip_prefix(prefix)?.strip_suffix(')')?.trim_matches('"')));
     let applies = match (gate("ifEnabled("), gate("ifDisabled(")) {
         (None, None) => return (name, argument),
         (Some(off), _) => !off,
@@ -260,7 +258,9 @@ mod tests {
         let (old, new) = (json!({"handler": "a"}), json!({"handler": "b"}));
         assert_eq!(check(class, &new, Some(&old)), "handler: Invalid value: \"b\": field is immutable");
         assert_eq!(check(class, &old, Some(&old)), "[]");
-        assert!(check(class, &json!({"handler": "A"}), None).starts_with("handler: Invalid value: \"A\": a lowercase RFC"));
+        assert!(
+            check(class, &json!({"handler": "A"}), None).starts_with("handler: Invalid value: \"A\": a lowercase RFC")
+        );
     }
 
     #[test]

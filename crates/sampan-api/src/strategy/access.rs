@@ -14,11 +14,8 @@ const BASE: Strategy = Strategy { name: NameRule::PathSegment, create_on_update:
 pub const ROLE: Strategy =
     Strategy { validate_create: |role| rules(role, true), validate_update: |new, _| rules(new, true), ..BASE };
 
-pub const CLUSTER_ROLE: Strategy = Strategy {
-    validate_create: cluster_role,
-    validate_update: |new, _| cluster_role(new),
-    ..BASE
-};
+pub const CLUSTER_ROLE: Strategy =
+    Strategy { validate_create: cluster_role, validate_update: |new, _| cluster_role(new), ..BASE };
 
 pub const BINDING: Strategy = Strategy {
     default: default_binding,
@@ -50,9 +47,8 @@ fn rules(role: &Value, namespaced: bool) -> FieldErrors {
     let mut errors = FieldErrors::default();
     let root = At::root(role);
     for rule in root.get("rules").items() {
-        let (urls, groups, resources) =
-            (rule.get("nonResourceURLs"), rule.get("apiGroups"), rule.get("resources"));
-        if urls.len() > 0 {
+        let (urls, groups, resources) = (rule.get("nonResourceURLs"), rule.get("apiGroups"), rule.get("resources"));
+        if !urls.is_empty() {
             if namespaced {
                 urls.invalid(&mut errors, "namespaced rules cannot apply to non-resource URLs");
             }
@@ -61,10 +57,10 @@ fn rules(role: &Value, namespaced: bool) -> FieldErrors {
             }
             continue;
         }
-        if groups.len() == 0 {
+        if groups.is_empty() {
             groups.required(&mut errors, "resource rules must supply at least one api group");
         }
-        if resources.len() == 0 {
+        if resources.is_empty() {
             resources.required(&mut errors, "resource rules must supply at least one resource");
         }
     }
@@ -77,7 +73,7 @@ fn cluster_role(role: &Value) -> FieldErrors {
     let aggregation = root.get("aggregationRule");
     if aggregation.is_set() {
         let selectors = aggregation.get("clusterRoleSelectors");
-        if selectors.len() == 0 {
+        if selectors.is_empty() {
             selectors.required(&mut errors, "at least one clusterRoleSelector required if aggregationRule is non-nil");
         }
         for selector in selectors.items() {

@@ -41,7 +41,9 @@ pub const JOB: Strategy = Strategy {
         let (root, before) = (At::root(new), At::root(old));
         let (spec, old_spec) = (root.get("spec"), before.get("spec"));
         job_spec(&spec, &mut errors);
-        for field in ["selector", "completionMode", "podFailurePolicy", "backoffLimitPerIndex", "managedBy", "successPolicy"] {
+        for field in
+            ["selector", "completionMode", "podFailurePolicy", "backoffLimitPerIndex", "managedBy", "successPolicy"]
+        {
             spec.get(field).immutable(&mut errors, &old_spec.get(field));
         }
         if spec.get("completionMode").text() != "Indexed" {
@@ -82,7 +84,8 @@ fn default_job_spec(spec: &mut Map<String, Value>) {
     set::unset(spec, "completionMode", "NonIndexed");
     set::unset(spec, "suspend", false);
     set::unset(spec, "manualSelector", false);
-    let policy = if spec.get("podFailurePolicy").is_some_and(Value::is_object) { "Failed" } else { "TerminatingOrFailed" };
+    let policy =
+        if spec.get("podFailurePolicy").is_some_and(Value::is_object) { "Failed" } else { "TerminatingOrFailed" };
     set::unset(spec, "podReplacementPolicy", policy);
     if let Some(failure) = set::child(spec, "podFailurePolicy") {
         for rule in set::each(failure, "rules") {
@@ -167,10 +170,7 @@ fn validate_cron(cron: &Value) -> FieldErrors {
     let spec = root.get("spec");
     let schedule = spec.get("schedule");
     if schedule.text().contains("TZ") {
-        schedule.invalid(
-            &mut errors,
-            "cannot use TZ or CRON_TZ in schedule, use timeZone field instead",
-        );
+        schedule.invalid(&mut errors, "cannot use TZ or CRON_TZ in schedule, use timeZone field instead");
     }
     spec.get("startingDeadlineSeconds").not_negative(&mut errors);
     spec.get("concurrencyPolicy").one_of(&mut errors, &["Allow", "Forbid", "Replace"]);

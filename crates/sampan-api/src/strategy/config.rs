@@ -55,7 +55,8 @@ pub const NAMESPACE: Strategy = Strategy {
     },
     prepare_update: |namespace, old| {
         // Finalizers change through /finalize only.
-        namespace["spec"]["finalizers"] = old["spec"]["finalizers"].clone();
+        let finalizers = old["spec"]["finalizers"].clone();
+        object::child_mut(namespace, "spec").insert("finalizers".into(), finalizers);
         name_label(namespace);
     },
     validate_create: |namespace| namespace_finalizers(namespace),
@@ -256,8 +257,10 @@ mod tests {
             "[data[tls.crt]: Required value, data[tls.key]: Required value]"
         );
         assert_eq!(found(json!({"type": "kubernetes.io/tls", "data": {"tls.crt": "", "tls.key": ""}})), "[]");
-        assert!(found(json!({"type": "kubernetes.io/dockerconfigjson", "data": {".dockerconfigjson": "eA=="}}))
-            .starts_with("data[.dockerconfigjson]: Invalid value: \"<secret contents redacted>\""));
+        assert!(
+            found(json!({"type": "kubernetes.io/dockerconfigjson", "data": {".dockerconfigjson": "eA=="}}))
+                .starts_with("data[.dockerconfigjson]: Invalid value: \"<secret contents redacted>\"")
+        );
     }
 
     #[test]

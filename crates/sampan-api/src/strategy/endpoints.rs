@@ -150,7 +150,6 @@ fn special(at: &At<'_, '_>, ip: std::net::IpAddr, errors: &mut FieldErrors) {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -159,7 +158,8 @@ mod tests {
 
     #[test]
     fn slices() {
-        let mut slice = json!({"addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"]}], "ports": [{"port": 80}]});
+        let mut slice =
+            json!({"addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"]}], "ports": [{"port": 80}]});
         (SLICE.default)(&mut slice);
         assert_eq!(slice["ports"][0], json!({"port": 80, "name": "", "protocol": "TCP"}));
         assert!(validate_slice(&slice).is_empty());

@@ -152,7 +152,7 @@ fn validate_ingress(ingress: &Value) -> FieldErrors {
     let root = At::root(ingress);
     let spec = root.get("spec");
     let (rules, default) = (spec.get("rules"), spec.get("defaultBackend"));
-    if rules.len() == 0 && !default.is_set() {
+    if rules.is_empty() && !default.is_set() {
         spec.invalid(&mut errors, "either `defaultBackend` or `rules` must be specified");
     }
     if default.is_set() {
@@ -171,7 +171,7 @@ fn validate_ingress(ingress: &Value) -> FieldErrors {
             continue;
         }
         let paths = http.get("paths");
-        if paths.len() == 0 {
+        if paths.is_empty() {
             paths.required(&mut errors, "");
         }
         for path in paths.items() {
@@ -270,9 +270,9 @@ fn validate_class(class: &Value) -> FieldErrors {
             errors.push(controller.path(), crate::error::FieldErrorKind::TooLong { max: 250 }, "");
         }
         text => {
-            let valid = text.split_once('/').is_some_and(|(domain, path)| {
-                names::dns1123_subdomain(domain).is_empty() && !path.is_empty()
-            });
+            let valid = text
+                .split_once('/')
+                .is_some_and(|(domain, path)| names::dns1123_subdomain(domain).is_empty() && !path.is_empty());
             if !valid {
                 controller.invalid(&mut errors, "must be a domain-prefixed path (such as \"acme.io/foo\")");
             }
@@ -306,7 +306,8 @@ mod tests {
         assert_eq!(policy["spec"]["policyTypes"], json!(["Ingress", "Egress"]));
         assert_eq!(policy["spec"]["egress"][0]["ports"][0]["protocol"], "TCP");
         assert!(validate_policy(&policy).is_empty());
-        policy["spec"]["ingress"] = json!([{"from": [{}, {"ipBlock": {"cidr": "10.0.0.0/8", "except": ["11.0.0.0/16"]}}]}]);
+        policy["spec"]["ingress"] =
+            json!([{"from": [{}, {"ipBlock": {"cidr": "10.0.0.0/8", "except": ["11.0.0.0/16"]}}]}]);
         assert_eq!(
             validate_policy(&policy).0.iter().map(ToString::to_string).collect::<Vec<_>>(),
             [

@@ -99,7 +99,7 @@ fn validate_update(new: &Value, old: &Value) -> FieldErrors {
         }
     }
     let (ranges, old_ranges) = (spec.get("podCIDRs"), old_spec.get("podCIDRs"));
-    if old_ranges.len() > 0 && !same(ranges.value, old_ranges.value) {
+    if !old_ranges.is_empty() && !same(ranges.value, old_ranges.value) {
         ranges.forbidden(&mut errors, "node updates may not change podCIDR except from \"\" to valid");
     }
     let (provider, old_provider) = (spec.get("providerID"), old_spec.get("providerID"));

@@ -19,9 +19,9 @@ pub mod spec;
 mod update;
 mod volumes;
 
-pub(super) use scheduling::{node_selector, taints, topology_selector_terms};
 pub(super) use containers::port_or_name;
 pub(super) use resources::quantity_value;
+pub(super) use scheduling::{node_selector, taints, topology_selector_terms};
 
 pub const STRATEGY: Strategy = Strategy {
     default: defaults::pod,
@@ -70,10 +70,10 @@ fn validate_create(pod: &Value) -> FieldErrors {
     let root = At::root(pod);
     spec::pod(&root, &mut errors);
     let spec = root.get("spec");
-    if spec.get("ephemeralContainers").len() > 0 {
+    if !spec.get("ephemeralContainers").is_empty() {
         spec.get("ephemeralContainers").forbidden(&mut errors, "cannot be set on create");
     }
-    if !spec.get("nodeName").text().is_empty() && spec.get("schedulingGates").len() > 0 {
+    if !spec.get("nodeName").text().is_empty() && !spec.get("schedulingGates").is_empty() {
         spec.get("nodeName").forbidden(&mut errors, "cannot be set until all schedulingGates have been cleared");
     }
     errors
@@ -158,7 +158,10 @@ mod tests {
             (json!({}), "BestEffort"),
             (json!({"requests": {"cpu": "1"}}), "Burstable"),
             (json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1", "memory": "1Gi"}}), "Guaranteed"),
-            (json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m", "memory": "1Gi"}}), "Burstable"),
+            (
+                json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m", "memory": "1Gi"}}),
+                "Burstable",
+            ),
             (json!({"limits": {"cpu": "1"}, "requests": {"cpu": "1"}}), "Burstable"),
             (json!({"requests": {"example.com/gpu": "1"}, "limits": {"example.com/gpu": "1"}}), "BestEffort"),
         ];
@@ -169,7 +172,8 @@ mod tests {
 
     #[test]
     fn a_created_pod_is_pending() {
-        let mut pod = json!({"spec": {"containers": [], "schedulingGates": [{"name": "x"}]}, "status": {"phase": "Running"}});
+        let mut pod =
+            json!({"spec": {"containers": [], "schedulingGates": [{"name": "x"}]}, "status": {"phase": "Running"}});
         prepare_create(&mut pod);
         assert_eq!(pod["status"]["phase"], "Pending");
         assert_eq!(pod["status"]["conditions"][0]["reason"], "SchedulingGated");
@@ -177,7 +181,8 @@ mod tests {
 
     #[test]
     fn grace_ends_at_once_for_pods_that_do_not_run() {
-        let pod = json!({"spec": {"nodeName": "n", "terminationGracePeriodSeconds": 30}, "status": {"phase": "Running"}});
+        let pod =
+            json!({"spec": {"nodeName": "n", "terminationGracePeriodSeconds": 30}, "status": {"phase": "Running"}});
         assert_eq!((grace(&pod, None), grace(&pod, Some(5)), grace(&pod, Some(-3))), (30, 5, 1));
         let mut finished = pod.clone();
         finished["status"]["phase"] = "Failed".into();

@@ -127,11 +127,7 @@ fn validate_autoscaler(scaler: &Value) -> FieldErrors {
     let spec = root.get("spec");
     let (least, most) = (spec.get("minReplicas"), spec.get("maxReplicas"));
     if most.int().unwrap_or(0) < least.int().unwrap_or(0) {
-        most.invalid_as(
-            &mut errors,
-            most.int().unwrap_or(0),
-            "must be greater than or equal to `minReplicas`",
-        );
+        most.invalid_as(&mut errors, most.int().unwrap_or(0), "must be greater than or equal to `minReplicas`");
     }
     let target = spec.get("scaleTargetRef");
     for field in ["kind", "name"] {

@@ -138,10 +138,10 @@ fn validate(service: &Value) -> FieldErrors {
     let fields = spec.value.as_object();
     let ports = spec.get("ports");
     let addresses = spec.get("clusterIPs");
-    let headless = addresses.items().next().is_some_and(|ip| ip.text() == "None")
-        || spec.get("clusterIP").text() == "None";
+    let headless =
+        addresses.items().next().is_some_and(|ip| ip.text() == "None") || spec.get("clusterIP").text() == "None";
 
-    if ports.len() == 0 && !headless && ty.text() != "ExternalName" {
+    if ports.is_empty() && !headless && ty.text() != "ExternalName" {
         ports.required(errors, "");
     }
     match ty.text() {
@@ -185,7 +185,7 @@ fn validate(service: &Value) -> FieldErrors {
 
 fn external_name(spec: &At<'_, '_>, errors: &mut FieldErrors) {
     for field in ["clusterIPs", "ipFamilies"] {
-        if spec.get(field).len() > 0 {
+        if !spec.get(field).is_empty() {
             spec.get(field).forbidden(errors, "may not be set for ExternalName services");
         }
     }
@@ -261,7 +261,7 @@ fn cluster_ips(spec: &At<'_, '_>, errors: &mut FieldErrors) {
     }
     let single = spec.get("clusterIP").text();
     let first = addresses.items().next().map(|ip| ip.text()).unwrap_or_default();
-    if addresses.len() > 0 && single != first {
+    if !addresses.is_empty() && single != first {
         if single.is_empty() {
             addresses.invalid(errors, "must be empty when `clusterIP` is not specified");
         } else {
@@ -288,7 +288,10 @@ fn cluster_ips(spec: &At<'_, '_>, errors: &mut FieldErrors) {
         if (family.text() == "IPv6") != *v6 {
             let address = addresses.items().nth(index);
             if let Some(address) = address {
-                address.invalid(errors, format!("expected an {} value as indicated by `ipFamilies[{index}]`", family.text()));
+                address.invalid(
+                    errors,
+                    format!("expected an {} value as indicated by `ipFamilies[{index}]`", family.text()),
+                );
             }
         }
     }
@@ -340,7 +343,7 @@ fn load_balancer(spec: &At<'_, '_>, errors: &mut FieldErrors) {
     let is_balancer = spec.get("type").text() == "LoadBalancer";
     let ranges = spec.get("loadBalancerSourceRanges");
     let path = spec.path().child("LoadBalancerSourceRanges");
-    if ranges.len() > 0 && !is_balancer {
+    if !ranges.is_empty() && !is_balancer {
         errors.forbidden(path.clone(), "may only be used when `type` is 'LoadBalancer'");
     }
     for (index, range) in ranges.items().enumerate() {
@@ -454,9 +457,14 @@ mod tests {
 
     #[test]
     fn defaults_by_type() {
-        let balancer = service(json!({"type": "LoadBalancer", "sessionAffinity": "ClientIP", "ports": [{"port": 1, "targetPort": "x"}]}));
+        let balancer = service(
+            json!({"type": "LoadBalancer", "sessionAffinity": "ClientIP", "ports": [{"port": 1, "targetPort": "x"}]}),
+        );
         let spec = &balancer["spec"];
-        assert_eq!((&spec["allocateLoadBalancerNodePorts"], &spec["externalTrafficPolicy"]), (&json!(true), &json!("Cluster")));
+        assert_eq!(
+            (&spec["allocateLoadBalancerNodePorts"], &spec["externalTrafficPolicy"]),
+            (&json!(true), &json!("Cluster"))
+        );
         assert_eq!(spec["sessionAffinityConfig"]["clientIP"]["timeoutSeconds"], 10_800);
         let name = service(json!({"type": "ExternalName", "externalName": "x.y"}));
         assert!(name["spec"].get("internalTrafficPolicy").is_none());
@@ -466,7 +474,8 @@ mod tests {
     #[test]
     fn messages_of_a_bad_service() {
         assert_eq!(messages(&service(json!({}))), ["spec.ports: Required value"]);
-        let bad = service(json!({"ports": [{"port": 0, "nodePort": 30000}, {"name": "a", "port": 1, "protocol": "X"}]}));
+        let bad =
+            service(json!({"ports": [{"port": 0, "nodePort": 30000}, {"name": "a", "port": 1, "protocol": "X"}]}));
         assert_eq!(
             messages(&bad),
             [
@@ -481,7 +490,9 @@ mod tests {
 
     #[test]
     fn the_address_stays_and_a_change_of_type_drops_what_it_must() {
-        let old = service(json!({"type": "NodePort", "clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"], "ports": [{"port": 80, "nodePort": 30000}]}));
+        let old = service(
+            json!({"type": "NodePort", "clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"], "ports": [{"port": 80, "nodePort": 30000}]}),
+        );
         let mut new = old.clone();
         new["spec"]["clusterIP"] = "10.0.0.2".into();
         new["spec"]["clusterIPs"] = json!(["10.0.0.2"]);

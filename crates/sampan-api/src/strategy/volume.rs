@@ -61,7 +61,7 @@ pub const CLASS: Strategy = Strategy {
 /// `ValidatePersistentVolumeClaimSpec`.
 pub fn claim_spec(spec: &At<'_, '_>, errors: &mut FieldErrors) {
     let modes = spec.get("accessModes");
-    if modes.len() == 0 {
+    if modes.is_empty() {
         modes.required(errors, "at least 1 access mode is required");
     }
     meta::validate_selector(&spec.get("selector"), errors);
@@ -147,7 +147,8 @@ fn validate_claim_update(new: &Value, old: &Value) -> FieldErrors {
             "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims",
         );
     }
-    let size = |spec: &Value| spec["resources"]["requests"]["storage"].as_str().and_then(|text| text.parse::<Quantity>().ok());
+    let size =
+        |spec: &Value| spec["resources"]["requests"]["storage"].as_str().and_then(|text| text.parse::<Quantity>().ok());
     let capacity = old["status"]["capacity"]["storage"].as_str().and_then(|text| text.parse::<Quantity>().ok());
     if let (Some(now), Some(then)) = (size(&new["spec"]), size(&old["spec"]))
         && now < then
@@ -179,12 +180,12 @@ const NOT_SOURCES: [&str; 9] = [
 
 fn volume_spec(spec: &At<'_, '_>, errors: &mut FieldErrors) {
     let modes = spec.get("accessModes");
-    if modes.len() == 0 {
+    if modes.is_empty() {
         modes.required(errors, "");
     }
     access_modes(&modes, errors);
     let capacity = spec.get("capacity");
-    if capacity.len() == 0 {
+    if capacity.is_empty() {
         capacity.required(errors, "");
     } else if capacity.len() > 1 || !capacity.key("storage").is_set() {
         errors.not_supported(capacity.path(), capacity.value.clone(), &["storage"]);
@@ -319,7 +320,9 @@ mod tests {
         );
         let mut other = old.clone();
         other["spec"]["accessModes"] = json!(["ReadWriteMany"]);
-        assert!(validate_claim_update(&other, &old).aggregate().starts_with("spec: Forbidden: spec is immutable after"));
+        assert!(
+            validate_claim_update(&other, &old).aggregate().starts_with("spec: Forbidden: spec is immutable after")
+        );
     }
 
     #[test]

@@ -111,7 +111,7 @@ fn default_stateful_set(object: &mut Value) {
     set::unset(spec, "replicas", 1);
     set::unset(spec, "revisionHistoryLimit", 10);
     set::empty(spec, "podManagementPolicy", "OrderedReady");
-    rolling(spec, "updateStrategy", &[("partition", json!(0))]);
+    rolling(spec, "updateStrategy", &[("partition", json!(0)), ("maxUnavailable", json!(1))]);
     set::unset(spec, "persistentVolumeClaimRetentionPolicy", json!({}));
     if let Some(policy) = set::child(spec, "persistentVolumeClaimRetentionPolicy") {
         set::empty(policy, "whenDeleted", "Retain");
@@ -190,7 +190,7 @@ fn replica_set(spec: &At<'_, '_>, old: Option<&At<'_, '_>>, errors: &mut FieldEr
 fn replication_controller(spec: &At<'_, '_>, _old: Option<&At<'_, '_>>, errors: &mut FieldErrors) {
     spec.get("minReadySeconds").not_negative(errors);
     let selector = spec.get("selector");
-    if selector.len() == 0 {
+    if selector.is_empty() {
         selector.required(errors, "");
     }
     spec.get("replicas").not_negative(errors);
@@ -199,7 +199,7 @@ fn replication_controller(spec: &At<'_, '_>, _old: Option<&At<'_, '_>>, errors: 
         return template.required(errors, "");
     }
     let labels = json!({"matchLabels": selector.value});
-    if selector.len() > 0 {
+    if !selector.is_empty() {
         template_matches(&template, &labels, errors);
     }
     pod_template(&template, "ReplicationController", errors);
@@ -449,7 +449,10 @@ mod tests {
     fn a_deployment_rolls_by_default() {
         let object = deployment();
         let spec = &object["spec"];
-        assert_eq!(spec["strategy"], json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "25%", "maxSurge": "25%"}}));
+        assert_eq!(
+            spec["strategy"],
+            json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "25%", "maxSurge": "25%"}})
+        );
         assert_eq!((&spec["replicas"], &spec["progressDeadlineSeconds"]), (&json!(1), &json!(600)));
         assert_eq!(spec["template"]["spec"]["restartPolicy"], "Always");
         assert!(spec["template"]["spec"].get("enableServiceLinks").is_none());
@@ -512,8 +515,10 @@ mod tests {
         assert!((STATEFUL_SET.validate_create)(&old).is_empty());
         let mut new = old.clone();
         new["spec"]["serviceName"] = "b".into();
-        assert!((STATEFUL_SET.validate_update)(&new, &old).aggregate().starts_with(
-            "spec: Forbidden: updates to statefulset spec for fields other than 'replicas', 'ordinals'"
-        ));
+        assert!(
+            (STATEFUL_SET.validate_update)(&new, &old).aggregate().starts_with(
+                "spec: Forbidden: updates to statefulset spec for fields other than 'replicas', 'ordinals'"
+            )
+        );
     }
 }

@@ -21,7 +21,7 @@ pub struct Pod<'v> {
 }
 
 pub fn regular(list: &At<'_, '_>, pod: &Pod<'_>, errors: &mut FieldErrors) {
-    if list.len() == 0 {
+    if list.is_empty() {
         return list.required(errors, "");
     }
     let mut names = BTreeSet::new();
@@ -35,7 +35,7 @@ pub fn regular(list: &At<'_, '_>, pod: &Pod<'_>, errors: &mut FieldErrors) {
         let policy = container.get("restartPolicy");
         if policy.is_set() {
             container_restart(&container, errors);
-        } else if container.get("restartPolicyRules").len() > 0 {
+        } else if !container.get("restartPolicyRules").is_empty() {
             policy.required(errors, "must specify restartPolicy when restart rules are used");
         }
     }
@@ -65,7 +65,7 @@ pub fn init(list: &At<'_, '_>, regular: &At<'_, '_>, pod: &Pod<'_>, errors: &mut
             }
         }
         let resize = container.get("resizePolicy");
-        if resize.len() > 0 {
+        if !resize.is_empty() {
             resize.invalid(errors, "must not be set for init containers");
         }
     }
@@ -296,7 +296,8 @@ pub fn field_reference(source: &At<'_, '_>, allowed: &[&str], errors: &mut Field
             "metadata.annotations" => names::qualified_name(&key.to_lowercase()),
             "metadata.labels" => names::qualified_name(key),
             _ => {
-                let detail = format!("error converting fieldPath: field label does not support subscript: {}", path.text());
+                let detail =
+                    format!("error converting fieldPath: field label does not support subscript: {}", path.text());
                 return path.invalid(errors, detail);
             }
         };
@@ -395,7 +396,8 @@ fn hooks_and_probes(container: &At<'_, '_>, pod: &Pod<'_>, errors: &mut FieldErr
             continue;
         }
         handler(&probe, &["exec", "httpGet", "tcpSocket", "grpc"], pod, errors);
-        for field in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"] {
+        for field in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"]
+        {
             probe.get(field).not_negative(errors);
         }
         let grace = probe.get("terminationGracePeriodSeconds");
@@ -425,7 +427,7 @@ fn handler(at: &At<'_, '_>, kinds: &[&'static str], pod: &Pod<'_>, errors: &mut 
             continue;
         }
         match *kind {
-            "exec" if action.get("command").len() == 0 => action.get("command").required(errors, ""),
+            "exec" if action.get("command").is_empty() => action.get("command").required(errors, ""),
             "httpGet" => http_get(&action, errors),
             "tcpSocket" | "grpc" => port_or_name(&action.get("port"), errors),
             "sleep" => {
@@ -433,8 +435,7 @@ fn handler(at: &At<'_, '_>, kinds: &[&'static str], pod: &Pod<'_>, errors: &mut 
                 let value = seconds.int().unwrap_or(0);
                 if value < 0 || pod.grace.is_some_and(|grace| value > grace) {
                     let grace = pod.grace.unwrap_or(0);
-                    let detail =
-                        format!("must be non-negative and less than terminationGracePeriodSeconds ({grace})");
+                    let detail = format!("must be non-negative and less than terminationGracePeriodSeconds ({grace})");
                     action.invalid_as(errors, value, detail);
                 }
             }
@@ -483,9 +484,7 @@ fn resize_policy(list: &At<'_, '_>, pod_restart: &str, errors: &mut FieldErrors)
         if !seen.insert(resource) {
             errors.duplicate(policy.path(), resource);
         }
-        for (value, valid) in
-            [(resource, ["cpu", "memory"]), (restart, ["NotRequired", "RestartContainer"])]
-        {
+        for (value, valid) in [(resource, ["cpu", "memory"]), (restart, ["NotRequired", "RestartContainer"])] {
             match value {
                 "" => list.required(errors, ""),
                 _ if !valid.contains(&value) => errors.not_supported(list.path(), value, &valid),
@@ -524,10 +523,8 @@ fn security_context(context: &At<'_, '_>, host_users: bool, errors: &mut FieldEr
             context.invalid(errors, "cannot set `allowPrivilegeEscalation` to false and `privileged` to true");
         }
         if context.get("capabilities").get("add").items().any(|one| one.text() == "CAP_SYS_ADMIN") {
-            context.invalid(
-                errors,
-                "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN",
-            );
+            context
+                .invalid(errors, "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN");
         }
     }
     profile(&context.get("appArmorProfile"), "AppArmor", errors);

@@ -65,7 +65,7 @@ fn label_keys(term: &At<'_, '_>, errors: &mut FieldErrors) {
     let selector = term.get("labelSelector");
     for field in ["matchLabelKeys", "mismatchLabelKeys"] {
         let keys = term.get(field);
-        if keys.len() > 0 && !selector.is_set() {
+        if !keys.is_empty() && !selector.is_set() {
             let detail = "must not be specified when labelSelector is not set";
             keys.forbidden(errors, detail);
         }
@@ -84,7 +84,7 @@ fn label_keys(term: &At<'_, '_>, errors: &mut FieldErrors) {
 /// A `NodeSelector`: at least one term.
 pub fn node_selector(selector: &At<'_, '_>, errors: &mut FieldErrors) {
     let terms = selector.get("nodeSelectorTerms");
-    if terms.len() == 0 {
+    if terms.is_empty() {
         return terms.required(errors, "must have at least one node selector term");
     }
     for term in terms.items() {
@@ -96,10 +96,10 @@ fn node_selector_term(term: &At<'_, '_>, errors: &mut FieldErrors) {
     for requirement in term.get("matchExpressions").items() {
         let (operator, values, key) = (requirement.get("operator"), requirement.get("values"), requirement.get("key"));
         match operator.text() {
-            "In" | "NotIn" if values.len() == 0 => {
+            "In" | "NotIn" if values.is_empty() => {
                 values.required(errors, "must be specified when `operator` is 'In' or 'NotIn'");
             }
-            "Exists" | "DoesNotExist" if values.len() > 0 => {
+            "Exists" | "DoesNotExist" if !values.is_empty() => {
                 values.forbidden(errors, "may not be specified when `operator` is 'Exists' or 'DoesNotExist'");
             }
             "Gt" | "Lt" if values.len() != 1 => {
@@ -115,10 +115,8 @@ fn node_selector_term(term: &At<'_, '_>, errors: &mut FieldErrors) {
     for requirement in term.get("matchFields").items() {
         let (operator, values, key) = (requirement.get("operator"), requirement.get("values"), requirement.get("key"));
         match operator.text() {
-            "In" | "NotIn" if values.len() != 1 => values.required(
-                errors,
-                "must be only one value when `operator` is 'In' or 'NotIn' for node field selector",
-            ),
+            "In" | "NotIn" if values.len() != 1 => values
+                .required(errors, "must be only one value when `operator` is 'In' or 'NotIn' for node field selector"),
             "In" | "NotIn" => {}
             other => operator.invalid_as(errors, other, "not a valid selector operator"),
         }
@@ -138,7 +136,7 @@ pub fn topology_selector_terms(terms: &At<'_, '_>, errors: &mut FieldErrors) {
         let mut keys = BTreeSet::new();
         for requirement in term.get("matchLabelExpressions").items() {
             let (key, values) = (requirement.get("key"), requirement.get("values"));
-            if values.len() == 0 {
+            if values.is_empty() {
                 values.required(errors, "");
             }
             let mut seen = BTreeSet::new();
@@ -182,11 +180,9 @@ pub fn tolerations(list: &At<'_, '_>, errors: &mut FieldErrors) {
                     operator.invalid_as(errors, value.text(), wrong.join(";"));
                 }
             }
-            "Exists" if !value.text().is_empty() => operator.invalid_as(
-                errors,
-                toleration.value.clone(),
-                "value must be empty when `operator` is 'Exists'",
-            ),
+            "Exists" if !value.text().is_empty() => {
+                operator.invalid_as(errors, toleration.value.clone(), "value must be empty when `operator` is 'Exists'")
+            }
             "Exists" => {}
             other => errors.not_supported(operator.path(), other, &["Equal", "Exists"]),
         }

@@ -41,7 +41,7 @@ pub fn template(template: &At<'_, '_>, errors: &mut FieldErrors) {
     annotations(&metadata, &spec, errors);
     pod_spec(&spec, "", false, errors);
     let ephemeral = spec.get("ephemeralContainers");
-    if ephemeral.len() > 0 {
+    if !ephemeral.is_empty() {
         ephemeral.forbidden(errors, "ephemeral containers not allowed in pod template");
     }
 }
@@ -185,10 +185,8 @@ fn resource_claims(list: &At<'_, '_>, errors: &mut FieldErrors) {
         }
         let (own, template) = (claim.get("resourceClaimName"), claim.get("resourceClaimTemplateName"));
         match (own.is_set(), template.is_set()) {
-            (true, true) => claim.invalid(
-                errors,
-                "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified",
-            ),
+            (true, true) => claim
+                .invalid(errors, "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified"),
             (false, false) => {
                 claim.invalid(errors, "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`");
             }
@@ -289,7 +287,7 @@ fn dns_config(spec: &At<'_, '_>, errors: &mut FieldErrors) {
         if !config.is_set() {
             return config.required(errors, "must provide `dnsConfig` when `dnsPolicy` is None");
         }
-        if servers.len() == 0 {
+        if servers.is_empty() {
             return servers.required(errors, "must provide at least one DNS nameserver when `dnsPolicy` is None");
         }
     }

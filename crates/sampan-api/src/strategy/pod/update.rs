@@ -50,13 +50,7 @@ pub fn validate(new: &Value, old: &Value) -> FieldErrors {
 }
 
 /// The new spec with all that may change put back as it was.
-fn munge(
-    new: &Value,
-    old: &Value,
-    spec: &At<'_, '_>,
-    old_spec: &At<'_, '_>,
-    errors: &mut FieldErrors,
-) -> Value {
+fn munge(new: &Value, old: &Value, spec: &At<'_, '_>, old_spec: &At<'_, '_>, errors: &mut FieldErrors) -> Value {
     let mut munged = new["spec"].clone();
     for list in ["containers", "initContainers"] {
         let before = old["spec"][list].as_array().map_or(&[][..], Vec::as_slice);
@@ -74,7 +68,7 @@ fn munge(
     if grace < 0 && spec.get("terminationGracePeriodSeconds").int() == Some(1) {
         keep("terminationGracePeriodSeconds");
     }
-    if old_spec.get("schedulingGates").len() > 0 {
+    if !old_spec.get("schedulingGates").is_empty() {
         // A gated pod may still be steered to fewer nodes.
         let (selector, old_selector) = (spec.get("nodeSelector"), old_spec.get("nodeSelector"));
         let narrowed = old_selector.entries().all(|(key, value)| selector.key(key).value == value.value);
@@ -247,13 +241,7 @@ fn status(root: &At<'_, '_>, before: &At<'_, '_>, errors: &mut FieldErrors) {
 }
 
 /// A container that must not be restarted does not come back.
-fn stays_terminated(
-    now: &At<'_, '_>,
-    then: &At<'_, '_>,
-    specs: &At<'_, '_>,
-    policy: &str,
-    errors: &mut FieldErrors,
-) {
+fn stays_terminated(now: &At<'_, '_>, then: &At<'_, '_>, specs: &At<'_, '_>, policy: &str, errors: &mut FieldErrors) {
     if policy == "Always" {
         return;
     }
@@ -264,7 +252,7 @@ fn stays_terminated(
         let own = specs
             .items()
             .find(|spec| spec.get("name").text() == old.get("name").text())
-            .map(|spec| (spec.get("restartPolicy").text(), spec.get("restartPolicyRules").len() > 0));
+            .map(|spec| (spec.get("restartPolicy").text(), !spec.get("restartPolicyRules").is_empty()));
         let (own, rules) = own.unwrap_or_default();
         let policy = if own.is_empty() { policy } else { own };
         if terminated.is_null() || rules || policy == "Always" || (failed && policy == "OnFailure") {
@@ -274,8 +262,7 @@ fn stays_terminated(
             new.get("name").text() == old.get("name").text() && !new.get("state").get("terminated").is_set()
         });
         if back {
-            errors
-                .forbidden(now.path().index(index).child("state"), "may not be transitioned to non-terminated state");
+            errors.forbidden(now.path().index(index).child("state"), "may not be transitioned to non-terminated state");
         }
     }
 }
@@ -298,10 +285,7 @@ fn ephemeral(root: &At<'_, '_>, before: &At<'_, '_>, errors: &mut FieldErrors) {
             }
             Some(new) if !same(new.value, old.value) => {
                 let changed = changed_fields(new.value, old.value);
-                list.forbidden(
-                    errors,
-                    format!("existing ephemeral containers {name:?} may not be changed\n{changed}"),
-                );
+                list.forbidden(errors, format!("existing ephemeral containers {name:?} may not be changed\n{changed}"));
             }
             Some(_) => {}
         }

@@ -183,11 +183,9 @@ fn downward(items: &At<'_, '_>, errors: &mut FieldErrors) {
         relative_path(&item.get("path"), errors);
         let (field, resource) = (item.get("fieldRef"), item.get("resourceFieldRef"));
         match (field.is_set(), resource.is_set()) {
-            (true, true) => item.invalid_as(
-                errors,
-                "resource",
-                "fieldRef and resourceFieldRef can not be specified simultaneously",
-            ),
+            (true, true) => {
+                item.invalid_as(errors, "resource", "fieldRef and resourceFieldRef can not be specified simultaneously")
+            }
             (true, false) => field_reference(&field, &VOLUME_FIELDS, errors),
             (false, true) => resource_reference(&resource, true, errors),
             (false, false) => item.required(errors, "one of fieldRef and resourceFieldRef is required"),
@@ -200,7 +198,8 @@ fn projected(source: &At<'_, '_>, errors: &mut FieldErrors) {
     mode(&source.get("defaultMode"), errors);
     let mut paths = BTreeSet::new();
     for part in source.get("sources").items() {
-        let kinds = ["secret", "configMap", "downwardAPI", "serviceAccountToken", "clusterTrustBundle", "podCertificate"];
+        let kinds =
+            ["secret", "configMap", "downwardAPI", "serviceAccountToken", "clusterTrustBundle", "podCertificate"];
         let mut found = 0;
         for kind in kinds {
             let at = part.get(kind);
@@ -246,7 +245,9 @@ fn token(at: &At<'_, '_>, errors: &mut FieldErrors) {
     match seconds.int() {
         None => seconds.required(errors, ""),
         Some(value) if value < 600 => seconds.invalid(errors, "may not specify a duration less than 10 minutes"),
-        Some(value) if value > 1 << 32 => seconds.invalid(errors, "may not specify a duration larger than 2^32 seconds"),
+        Some(value) if value > 1 << 32 => {
+            seconds.invalid(errors, "may not specify a duration larger than 2^32 seconds")
+        }
         Some(_) => {}
     }
     need(at, "path", errors);
