@@ -39,10 +39,6 @@ pub enum DecodeError {
     Malformed(String),
     #[error("{0}")]
     Protobuf(#[from] ProtoError),
-    #[error("Object 'Kind' is missing in '{0}'")]
-    NoKind(String),
-    #[error("Object 'apiVersion' is missing in '{0}'")]
-    NoVersion(String),
 }
 
 /// Why bytes are not the protobuf form of an object, or an object has none.

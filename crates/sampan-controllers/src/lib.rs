@@ -9,21 +9,28 @@ pub mod deployment;
 pub mod discovery;
 pub mod endpoints;
 pub mod framework;
+pub mod garbage;
+pub mod ipam;
+pub mod loadbalancer;
 pub mod namespace;
 pub mod namespaced;
+pub mod node;
 pub mod ownership;
+pub mod podgc;
 pub mod replicaset;
 pub mod views;
 
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 mod testing;
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use sampan_base::{Clock, Dice};
+use sampan_base::{Clock, Dice, task};
 use sampan_client::ListOptions;
-use sampan_client::informer::View;
+use sampan_client::informer::{Informer, View};
 
 use framework::{ClientFor, Context, Resource, follow};
 
@@ -48,7 +55,7 @@ pub const READER: &str = "system:kube-controller-manager";
 pub async fn run(client_for: ClientFor, config: Config, clock: Clock, dice: Dice) {
     let reader = client_for(READER);
     let context = |controller: &str| Context::new(controller, &client_for, &clock, &dice);
-    fn all<V: View>(reader: &sampan_client::Client, resource: Resource, clock: &Clock) -> framework::Informer<V> {
+    fn all<V: View>(reader: &sampan_client::Client, resource: Resource, clock: &Clock) -> Informer<V> {
         follow(reader, resource, ListOptions::default(), clock)
     }
     let named =
@@ -63,7 +70,27 @@ pub async fn run(client_for: ClientFor, config: Config, clock: Clock, dice: Dice
     let old_endpoints = all::<endpoints::Endpoints>(&reader, framework::ENDPOINTS, &clock);
     let accounts = follow::<namespaced::Present>(&reader, framework::SERVICE_ACCOUNTS, named("default"), &clock);
     let roots = follow::<namespaced::Present>(&reader, framework::CONFIG_MAPS, named(namespaced::ROOT_CA), &clock);
+    let leases = Informer::<views::Lease>::spawn_in(
+        reader.clone(),
+        framework::LEASES.gvr(),
+        Some(node::LEASES.into()),
+        ListOptions::default(),
+        clock.clone(),
+    );
+    let awake = node::Awake::new(clock.clone());
+    let mut tasks = task::Group::default();
+    tasks.spawn(
+        "pod garbage collector",
+        podgc::run(context("pod-garbage-collector"), pods.clone(), nodes.clone(), awake.clone()),
+    );
+    tasks.spawn("garbage collector", garbage::run(context("generic-garbage-collector"), reader.clone()));
+    let (node_lifecycle, _ticker) =
+        node::start(context("node-controller"), nodes.clone(), leases, pods.clone(), awake.clone());
     let _controllers = [
+        node_lifecycle,
+        node::start_eviction(context("taint-eviction-controller"), nodes.clone(), pods.clone(), awake),
+        ipam::start(context("node-controller"), nodes.clone(), config.cluster_ranges, config.node_prefixes),
+        loadbalancer::start(context("service-controller"), services.clone(), config.load_balancer_addresses),
         namespaced::start(
             "service account",
             context("service-account-controller"),

@@ -32,7 +32,9 @@ mod probes;
 mod publish;
 mod quantity;
 mod resources;
+mod rotation;
 mod security;
+mod server;
 mod volumes;
 mod worker;
 
@@ -52,8 +54,14 @@ pub async fn run(config: NodeConfig, parts: Parts) -> Result<Infallible, NodeErr
     let node = node::Node::new(config, parts);
     let pods = agent::Pods::default();
     let (ready, adopted) = oneshot::channel();
-    let of_heartbeat = node.clone();
     let mut tasks = task::Group::default();
+    if let Some(address) = node.config.listen {
+        let tls = node.config.tls.clone().ok_or(NodeError::Config("the node's own API needs TLS"))?;
+        let listener = server::listen(address).await?;
+        tasks.spawn("node API", server::serve(node.clone(), pods.clone(), listener, tls));
+    }
+    tasks.spawn("log rotation", rotation::run(node.clone(), pods.clone()));
+    let of_heartbeat = node.clone();
     tasks.spawn("node heartbeat", async move {
         // A node that calls itself ready takes pods: first comes what it has already.
         if adopted.await.is_ok() {

@@ -299,13 +299,15 @@ impl Worker {
     fn perform(&mut self, action: Action) {
         let now = self.node.parts.clock.now();
         self.state.begin(&action, now);
-        let sandbox = self.state.live_sandbox().and_then(|sandbox| self.state.addresses.get(&sandbox.id));
+        let sandbox = self.state.live_sandbox();
+        let addresses = sandbox.and_then(|sandbox| self.state.addresses.get(&sandbox.id));
         let context = Context {
             node: self.node.clone(),
             pod: self.pod.clone(),
             events: self.events.clone(),
             mounted: self.mounted.clone(),
-            addresses: sandbox.cloned().unwrap_or_default(),
+            addresses: addresses.cloned().unwrap_or_default(),
+            netns: sandbox.and_then(|sandbox| sandbox.netns.clone()),
             early: self.facts.clone(),
         };
         tracing::debug!(pod = self.pod.full_name(), ?action, "begins");

@@ -12,15 +12,17 @@ use std::sync::Arc;
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
+use sampan_apiserver::audit::{self, AuditLog};
 use sampan_apiserver::auth::authn::{Certified, Chain};
 use sampan_apiserver::auth::node::NodeAuthorizer;
 use sampan_apiserver::auth::rbac::Rbac;
 use sampan_apiserver::auth::review::Reviews;
 use sampan_apiserver::auth::serviceaccount::Tokens;
-use sampan_apiserver::auth::{Authorizer, MASTERS, Union};
+use sampan_apiserver::auth::{Authorizer, MASTERS, Union, hooks};
 use sampan_apiserver::bootstrap::{self, policy};
 use sampan_apiserver::lookup::Lookup;
-use sampan_apiserver::{Local, Server, StoreLookup, Version, feed, listener};
+use sampan_apiserver::streaming::Nodes;
+use sampan_apiserver::{Local, Server, StoreLookup, Version, admission, feed, listener};
 use sampan_base::disk::{RealDisk, SharedDisk};
 use sampan_base::{Clock, Dice, task};
 use sampan_client::transport::Entry;
@@ -94,7 +96,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let (clock, dice) = (Clock::system(), Dice::system());
     let disk: SharedDisk = Arc::new(RealDisk);
     let pki = Pki::prepare(&config, &clock)?;
-    let store = open_store(&config, disk, &clock, &dice).await?;
+    let store = open_store(&config, disk.clone(), &clock, &dice).await?;
 
     let lookup: Arc<dyn Lookup> = Arc::new(StoreLookup(store.clone()));
     let rbac = Arc::new(Rbac::default());
@@ -106,18 +108,21 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let ca = pki.ca.certificate_pem().to_owned();
     let tokens = Arc::new(Tokens::new(&issuer, &[], pki.tokens, lookup.clone(), clock.clone(), dice.clone()));
     let authorizer: Arc<dyn Authorizer> = Arc::new(Union(vec![nodes, rbac.clone()]));
-    let reviews = Arc::new(Reviews { authorizer: authorizer.clone(), rbac: rbac.clone(), tokens: tokens.clone() });
+    let reviews = Reviews { authorizer: authorizer.clone(), rbac: rbac.clone(), tokens: tokens.clone() };
+    let streaming = Nodes::new(&[&ca], &pki.node_client, clock.clone())?;
+    let audit = AuditLog::start(disk, &config.data.join("audit"), audit::Limits::default());
+    let openid = hooks::OpenId { tokens: tokens.clone(), server: format!("https://{}", config.advertise) };
 
     let server = Server::new(sampan_apiserver::Config {
         store: store.clone(),
         kinds: Arc::new(ArcSwap::new(sampan_api::kind::builtin())),
         authenticators: Chain(vec![Arc::new(Certified), tokens.clone()]),
         authorizer: authorizer.clone(),
-        plugins: parts::plugins(&lookup, &rbac, &authorizer, &dice),
-        computed: parts::computed(reviews, tokens.clone()),
-        streaming: parts::streaming(&pki.node_client, &ca)?,
-        audit: parts::audit(&config.data, &clock)?,
-        pages: parts::pages(&config, tokens),
+        plugins: admission::plugins(&lookup, &rbac, &authorizer, &clock, &dice),
+        computed: hooks::computed(reviews, &tokens, &lookup),
+        streaming: Some(Arc::new(streaming)),
+        audit: Some(Arc::new(audit)),
+        pages: vec![Arc::new(openid)],
         writable: None,
         clock: clock.clone(),
         dice: dice.clone(),

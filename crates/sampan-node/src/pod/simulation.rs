@@ -165,7 +165,7 @@ impl World {
                     let id = running[which % running.len()].clone();
                     self.end(&id, *code);
                     let status = self.truth.containers[&id].clone();
-                    self.state.learn(Fact::Container(status));
+                    self.state.learn(Fact::Container(Box::new(status)));
                 }
             }
             Step::LoseSandbox => self.lose(),
@@ -204,7 +204,7 @@ impl World {
                 self.truth.containers.get_mut(&run).expect("there").state = ContainerState::Unknown;
             }
             let status = self.truth.containers[&run].clone();
-            self.state.learn(Fact::Container(status));
+            self.state.learn(Fact::Container(Box::new(status)));
         }
         self.state.learn(Fact::SandboxLost(id));
     }
@@ -257,7 +257,7 @@ impl World {
                 if truth.containers.get(id).is_some_and(|run| run.state == ContainerState::Running) {
                     self.end(id, 143);
                 }
-                self.truth.containers.get(id).cloned().map(Fact::Container).into_iter().collect()
+                self.truth.containers.get(id).cloned().map(|run| Fact::Container(Box::new(run))).into_iter().collect()
             }
             Action::RemoveContainer { id } => {
                 assert!(
@@ -281,8 +281,13 @@ impl World {
                 if let Some(sandbox) = self.truth.sandboxes.get_mut(id) {
                     sandbox.ready = false;
                 }
-                let runs =
-                    self.truth.containers.values().filter(|run| run.sandbox == *id).cloned().map(Fact::Container);
+                let runs = self
+                    .truth
+                    .containers
+                    .values()
+                    .filter(|run| run.sandbox == *id)
+                    .cloned()
+                    .map(|run| Fact::Container(Box::new(run)));
                 runs.chain([Fact::SandboxStopped(id.clone())]).collect()
             }
             Action::RemoveSandbox { id } => {
@@ -327,7 +332,7 @@ impl World {
             *self.truth.started.entry(name.to_owned()).or_default() += 1;
         }
         self.truth.containers.insert(run.id.clone(), run.clone());
-        vec![Fact::Container(run)]
+        vec![Fact::Container(Box::new(run))]
     }
 
     /// Nothing runs again against its policy.
@@ -430,7 +435,7 @@ proptest! {
                 if name == "init" {
                     world.end(&id, 0);
                     let status = world.truth.containers[&id].clone();
-                    world.state.learn(Fact::Container(status));
+                    world.state.learn(Fact::Container(Box::new(status)));
                 } else if name == "side" {
                     world.state.learn(Fact::Probe { container: id, kind: ProbeKind::Startup, healthy: true });
                 }

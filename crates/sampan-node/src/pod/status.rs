@@ -243,7 +243,10 @@ fn why_waiting(
             return None;
         }
         let finished = run.finished_at.unwrap_or(run.created_at);
-        if let Some((_, pause)) = state.crashes.get(name).and_then(|crash| crash.wait(finished, now)) {
+        // One that is being started has waited long enough.
+        let starting = state.is_busy(&Op::Start(name.clone()));
+        let wait = state.crashes.get(name).filter(|_| !starting).and_then(|crash| crash.wait(finished, now));
+        if let Some((_, pause)) = wait {
             return Some(waiting("CrashLoopBackOff", &crash_loop_message(pod, name, pause.as_secs())));
         }
     }

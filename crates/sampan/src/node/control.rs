@@ -39,7 +39,7 @@ pub async fn serve(path: &Path, images: Arc<dyn Images>) -> anyhow::Result<Infal
         task::spawn("control connection", async move {
             let service = service_fn(move |request| {
                 let images = images.clone();
-                async move { Ok::<_, Infallible>(answer(request, &*images).await) }
+                async move { Ok::<_, Infallible>(answer(request, images).await) }
             });
             let served = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
             if let Err(error) = served.await {
@@ -49,7 +49,7 @@ pub async fn serve(path: &Path, images: Arc<dyn Images>) -> anyhow::Result<Infal
     }
 }
 
-async fn answer(request: Request<Incoming>, images: &dyn Images) -> Response<Full<Bytes>> {
+async fn answer(request: Request<Incoming>, images: Arc<dyn Images>) -> Response<Full<Bytes>> {
     let query: Vec<(String, String)> =
         form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes()).into_owned().collect();
     let reference = || {
@@ -58,7 +58,7 @@ async fn answer(request: Request<Incoming>, images: &dyn Images) -> Response<Ful
     };
     let result = match (request.method().clone(), request.uri().path().to_owned().as_str()) {
         (Method::GET, "/images") => images.list().await.map(|all| Value::from_iter(all.iter().map(shown))),
-        (Method::POST, "/images/load") => load(request.into_body(), images).await,
+        (Method::POST, "/images/load") => load(request.into_body(), images.clone()).await,
         (Method::POST, "/images/pull") => match reference() {
             Ok(reference) => images.pull(&reference, None).await.map(|image| shown(&image)),
             Err(error) => Err(error),
@@ -82,7 +82,7 @@ fn shown(image: &Image) -> Value {
     json!({"id": image.id, "tags": image.tags, "digests": image.digests, "sizeBytes": image.size_bytes})
 }
 
-async fn load(mut body: Incoming, images: &dyn Images) -> Result<Value, Error> {
+async fn load(mut body: Incoming, images: Arc<dyn Images>) -> Result<Value, Error> {
     let (sender, receiver) = mpsc::channel::<Bytes>(8);
     let feed = async move {
         while let Some(frame) = body.frame().await {
@@ -98,8 +98,12 @@ async fn load(mut body: Incoming, images: &dyn Images) -> Result<Value, Error> {
         }
     };
     let feeding = task::spawn("archive", feed);
-    let mut archive = Chunks { receiver, current: Bytes::new() };
-    let loaded = images.load(&mut archive).await;
+    // A task of its own: the reader waits, and the connection that brings the archive must not wait with it.
+    let loading = task::spawn("image load", async move {
+        let mut archive = Chunks { receiver, current: Bytes::new() };
+        images.load(&mut archive).await
+    });
+    let loaded = loading.await.map_err(|error| Error::System(format!("the load died: {error}")))?;
     feeding.abort();
     loaded.map(|all| Value::from_iter(all.iter().map(shown)))
 }
