@@ -62,7 +62,7 @@ async fn images_are_pulled_checked_and_shared() {
     let image = image.expect("pulled");
     assert_eq!(again, Ok(image.clone()));
     assert_eq!((image.config.user.as_str(), image.config.cmd.as_slice()), ("5", ["run".to_owned()].as_slice()));
-    assert_eq!(image.tags, [name.clone()]);
+    assert_eq!(image.tags, std::slice::from_ref(&name));
     for reference in [&name, &image.id, &image.digests[0]] {
         assert_eq!(store.get(reference).await, Ok(Some(image.clone())), "{reference}");
     }
