@@ -15,7 +15,9 @@ fn main() -> Result<()> {
     match arguments.as_slice() {
         ["schema", data] => schema::generate(Path::new(data), &repository()?.join("schema")),
         ["images"] => images::build(&repository()?).map(drop),
-        _ => bail!("usage: cargo xtask images | schema <folder with fields.tsv, types.tsv, enums.tsv and resources.tsv>"),
+        _ => {
+            bail!("usage: cargo xtask images | schema <folder with fields.tsv, types.tsv, enums.tsv and resources.tsv>")
+        }
     }
 }
 

@@ -75,7 +75,8 @@ pub fn set_up(
             .step(|| format!("make the working directory {:?}", plan.process.directory))?;
     }
     if plan.read_only_root {
-        sys::set_mount(root.as_fd(), libc::MOUNT_ATTR_RDONLY, 0, false).step(|| "make the root read-only".to_owned())?;
+        sys::set_mount(root.as_fd(), libc::MOUNT_ATTR_RDONLY, 0, false)
+            .step(|| "make the root read-only".to_owned())?;
     }
     sys::fchdir(root.as_fd())
         .and_then(|()| sys::pivot_to_current_directory())
@@ -118,7 +119,8 @@ pub fn oom_score(value: i32) -> Result<(), Failure> {
 
 pub fn join_cgroups(directories: &[String]) -> Result<(), Failure> {
     for directory in directories {
-        std::fs::write(Path::new(directory).join("cgroup.procs"), "0").step(|| format!("join the cgroup {directory}"))?;
+        std::fs::write(Path::new(directory).join("cgroup.procs"), "0")
+            .step(|| format!("join the cgroup {directory}"))?;
     }
     Ok(())
 }
@@ -153,8 +155,7 @@ fn mount_root(plan: &ContainerPlan) -> Result<OwnedFd, Failure> {
     let mounted = std::env::set_current_dir(&plan.layers)
         .and_then(|()| sys::mount("overlay", Path::new(&plan.root), "overlay", 0, &plan.overlay));
     mounted.step(|| "mount the root filesystem".to_owned())?;
-    sys::open(Path::new(&plan.root), libc::O_PATH | libc::O_DIRECTORY, 0)
-        .step(|| "open the root filesystem".to_owned())
+    sys::open(Path::new(&plan.root), libc::O_PATH | libc::O_DIRECTORY, 0).step(|| "open the root filesystem".to_owned())
 }
 
 fn place(root: BorrowedFd<'_>, mount: &MountPlan, source: Option<OwnedFd>) -> Result<(), Failure> {

@@ -274,7 +274,7 @@ impl Worker {
             Message::Listed { sandboxes, containers } => {
                 let ids: Vec<String> = containers.iter().map(|run| run.id.clone()).collect();
                 for sandbox in sandboxes {
-                    self.state.learn(Fact::Sandbox(sandbox));
+                    self.state.learn(Fact::Sandbox(Box::new(sandbox)));
                 }
                 for id in ids {
                     self.observe(&id).await;

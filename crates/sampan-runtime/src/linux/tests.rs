@@ -16,7 +16,7 @@ use serde_json::json;
 use self::isolation::isolated;
 use super::{Linux, RuntimeConfig};
 use crate::contract::{self, IMAGE, Machine, container_config, ended, finish, sandbox_config};
-use crate::images::{Store, writer};
+use crate::images::{RegistryOptions, Store, writer};
 use crate::{
     ContainerConfig, ContainerState, ContainerStatus, ExecRequest, Images as _, Mount, Propagation, Resources, Runtime,
     SandboxConfig, Seccomp, Security,
@@ -80,7 +80,8 @@ impl Machine for Real {
     }
     async fn restart(&mut self) {
         self.runtime = None;
-        let images = Store::open(&self.config.data_dir, Dice::system()).expect("a store");
+        let images = Store::open(&self.config.data_dir, RegistryOptions::default(), Clock::system(), Dice::system())
+            .expect("a store");
         self.runtime = Some(Linux::open(self.config.clone(), Arc::new(images)).await.expect("a runtime"));
     }
 }
@@ -420,9 +421,7 @@ fn namespaces_are_shared_as_asked() {
             runtime.start_container(&id).await.expect("it starts");
             id
         };
-        let server =
-            start("server", "echo shared > /dev/shm/note; (sleep 1000 &); nc -ll -p 7070 -e true")
-                .await;
+        let server = start("server", "echo shared > /dev/shm/note; (sleep 1000 &); nc -ll -p 7070 -e true").await;
         let client = start(
             "client",
             "until [ -s /dev/shm/note ] && nc 127.0.0.1 7070 < /dev/null 2> /dev/null; do usleep 10000; done
@@ -507,6 +506,82 @@ fn a_dead_holder_loses_the_sandbox_and_nothing_else() {
         assert_eq!(machine.linux().0.cgroups.processes(&group), Ok(Default::default()));
         runtime.remove_sandbox(&sandbox.id).await.expect("removed");
     });
+}
+
+/// The agent that is killed: it makes and removes pods for ever.
+#[test]
+#[ignore = "a part of another test"]
+fn victim() {
+    isolated("victim", async {
+        let machine = Real::new().await;
+        println!("ready");
+        let one = async |number: u32| {
+            let runtime = machine.runtime();
+            for round in 0.. {
+                let config = sandbox_config(&machine, &format!("v{number}-{}-{round}", std::process::id()));
+                let sandbox = runtime.run_sandbox(&config).await.expect("a sandbox");
+                let config = container_config("main", &["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.1; done"]);
+                let id = runtime.create_container(&sandbox.id, &config).await.expect("a container");
+                runtime.start_container(&id).await.expect("it starts");
+                let request = ExecRequest { command: vec!["true".to_owned()], ..ExecRequest::default() };
+                finish(runtime.exec(&id, &request).await.expect("exec")).await.2.expect("a code");
+                runtime.stop_container(&id, Duration::from_millis(20)).await.expect("it stops");
+                runtime.remove_container(&id).await.expect("it goes");
+                runtime.remove_sandbox(&sandbox.id).await.expect("it goes");
+            }
+        };
+        tokio::join!(one(0), one(1), one(2));
+    });
+}
+
+#[test]
+fn an_agent_killed_at_any_step_leaves_nothing_behind() {
+    isolated("an_agent_killed_at_any_step_leaves_nothing_behind", async {
+        use std::io::BufRead as _;
+        let mut machine = Real::new().await;
+        let dice = Dice::seeded(11);
+        for round in 0..20 {
+            machine.runtime = None;
+            let mut victim = Command::new(std::env::current_exe().expect("the own program"))
+                .args(["--exact", "linux::tests::victim", "--nocapture", "--ignored"])
+                .stdout(std::process::Stdio::piped())
+                .spawn()
+                .expect("it runs");
+            let mut lines = std::io::BufReader::new(victim.stdout.take().expect("its output")).lines();
+            assert!(lines.any(|line| line.expect("a line").contains("ready")), "round {round}: the victim ended");
+            machine.clock().sleep(Duration::from_micros(dice.below(120_000))).await;
+            victim.kill().expect("killed");
+            victim.wait().expect("it ended");
+            // Half a fork may still be on its way to exec.
+            machine.restart().await;
+            let runtime = machine.runtime();
+            for sandbox in runtime.sandboxes().await.expect("a list") {
+                runtime.remove_sandbox(&sandbox.id).await.expect("an adopted sandbox can be removed");
+            }
+            let left = |path: PathBuf| std::fs::read_dir(path).expect("a directory").count();
+            assert_eq!(left(machine.config.run_dir.join("sandboxes")), 0, "round {round}");
+            assert_eq!(left(machine.config.data_dir.join("containers")), 0, "round {round}");
+            let cgroups = &machine.linux().0.cgroups;
+            let groups: Vec<_> =
+                cgroups.children(None).iter().flat_map(|class| cgroups.children(Some(class))).collect();
+            assert_eq!(groups, [], "round {round}");
+            let until = machine.clock().instant() + Duration::from_secs(5);
+            while let Some(process) = living_process() {
+                assert!(machine.clock().instant() < until, "round {round}: {process} is left");
+                machine.clock().sleep(Duration::from_millis(1)).await;
+            }
+        }
+    });
+}
+
+/// A process of this PID namespace besides this one that has not ended.
+fn living_process() -> Option<String> {
+    std::fs::read_dir("/proc").expect("processes").flatten().find_map(|entry| {
+        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+        let state = stat.rsplit_once(") ")?.1.chars().next()?;
+        (pid != std::process::id() && state != 'Z').then_some(stat)
+    })
 }
 
 /// Prints what the runtime costs; run it with `--ignored --nocapture`.
