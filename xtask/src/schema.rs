@@ -58,7 +58,10 @@ fn types(data: &Path) -> Result<String> {
             out.push('\n');
             for field in fields_of.get(&(package, name)).into_iter().flatten() {
                 if !matches!(field.get("inline"), "hidden" | "self") {
-                    out.push_str(&field_line(*field, package, &closed, &wrappers).with_context(|| format!("{package}.{name}"))?);
+                    out.push_str(
+                        &field_line(*field, package, &closed, &wrappers)
+                            .with_context(|| format!("{package}.{name}"))?,
+                    );
                 }
             }
         }
@@ -111,12 +114,7 @@ fn closed_enums<'a>(types: &'a Table, enums: &'a Table) -> HashMap<String, Vec<&
     closed
 }
 
-fn field_line(
-    row: Row<'_>,
-    package: &str,
-    closed: &HashMap<String, Vec<&str>>,
-    wrappers: &[String],
-) -> Result<String> {
+fn field_line(row: Row<'_>, package: &str, closed: &HashMap<String, Vec<&str>>, wrappers: &[String]) -> Result<String> {
     let (json_type, go) = (row.get("json_type"), row.get("go_ref"));
     let number = row.get("proto_number");
     if row.get("inline") == "inline" {
@@ -336,7 +334,8 @@ fn kinds(resources: &Table) -> Result<String> {
     let or_dash = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
     for group in GROUPS {
         for row in resources.rows().filter(|row| row.get("group") == group && row.get("served_by_default") == "yes") {
-            let cells = ["group", "version", "resource", "scope", "kind", "verbs", "singular", "short_names", "categories"];
+            let cells =
+                ["group", "version", "resource", "scope", "kind", "verbs", "singular", "short_names", "categories"];
             let cells: Vec<String> = cells.iter().map(|cell| or_dash(row.get(cell))).collect();
             writeln!(out, "{}", cells.join(" "))?;
         }

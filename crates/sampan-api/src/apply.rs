@@ -187,13 +187,21 @@ pub fn track(
     new: &mut Value,
     writer: &Writer<'_>,
 ) -> Result<(), ApplyError> {
-    let of_live = || Managers::decode(entries(live)).unwrap_or_default();
-    let managers = if !writer.subresource.is_empty() {
+    let stored = entries(live);
+    let as_stored = entries(Some(new)).is_none_or(|own| Some(own) == stored);
+    if let (Some(live), Some(stored), true) = (live, stored, as_stored)
+        && equal_but_managers(live, new)
+    {
+        object::metadata_mut(new).insert("managedFields".into(), stored.clone());
+        return Ok(());
+    }
+    let of_live = || Managers::decode(stored, true).unwrap_or_default();
+    let managers = if !writer.subresource.is_empty() || as_stored {
         of_live()
     } else if asks_for_reset(entries(Some(new))) {
         Managers::default()
     } else {
-        match Managers::decode(entries(Some(new))) {
+        match Managers::decode(entries(Some(new)), false) {
             Some(managers) if !managers.is_empty() => managers,
             _ => of_live(),
         }
@@ -226,40 +234,53 @@ fn updated(
     who: Manager,
     writer: &Writer<'_>,
 ) -> Result<Managers, Misfit> {
-    managers.map_fields(|fields| typed.reconciled(Some(root), fields));
+    managers.change_fields(|fields| typed.reconcile(Some(root), fields));
     let nothing = Value::Object(Map::new());
     let reset = Set::of_fields(writer.reset_fields);
     let difference = typed.compare(Some(root), Some(live.unwrap_or(&nothing)), Some(new))?.without(&reset);
-    managers.update(who, &difference, &reset, &Set::of_fields(NEVER));
+    managers.update(who, difference, &reset, &Set::of_fields(NEVER));
     Ok(managers)
 }
 
 /// Writes the managed fields. A write that changes nothing but their times does not change these either, so that it is
 /// none.
 fn finish(live: Option<&Value>, new: &mut Value, managers: Managers) {
-    if let (Some(live), Some(entries)) = (live, entries(live)) {
-        let same = Managers::decode(Some(entries)).is_some_and(|before| before.same_but_times(&managers));
-        if same && equal_but_managers(live, new) {
-            object::metadata_mut(new).insert("managedFields".into(), entries.clone());
-            return;
-        }
-    }
     set_entries(new, managers);
+    if let (Some(live), Some(before), Some(after)) = (live, entries(live), entries(Some(new)))
+        && same_but_times(before, after)
+        && equal_but_managers(live, new)
+    {
+        let before = before.clone();
+        object::metadata_mut(new).insert("managedFields".into(), before);
+    }
+}
+
+fn same_but_times(before: &Value, after: &Value) -> bool {
+    let (Some(before), Some(after)) = (before.as_array(), after.as_array()) else { return false };
+    let rest = |entry: &Map<String, Value>| entry.len() - usize::from(entry.contains_key("time"));
+    let same = |a: &Value, b: &Value| match (a.as_object(), b.as_object()) {
+        (Some(a), Some(b)) => {
+            rest(a) == rest(b) && a.iter().all(|(key, value)| key == "time" || b.get(key) == Some(value))
+        }
+        _ => false,
+    };
+    before.len() == after.len() && after.iter().all(|entry| before.iter().any(|other| same(entry, other)))
 }
 
 fn equal_but_managers(live: &Value, new: &Value) -> bool {
     let (Some(live), Some(new)) = (live.as_object(), new.as_object()) else { return false };
-    let metadata = |object: &Map<String, Value>| {
-        let fields = object.get("metadata").and_then(Value::as_object).into_iter().flatten();
-        fields
-            .filter(|(key, _)| *key != "managedFields")
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect::<Map<_, _>>()
+    let same = |a: &Map<String, Value>, b: &Map<String, Value>, but: &str| {
+        let rest = |map: &Map<String, Value>| map.len() - usize::from(map.contains_key(but));
+        rest(a) == rest(b) && a.iter().all(|(key, value)| key == but || b.get(key) == Some(value))
     };
-    let rest = |object: &Map<String, Value>| object.iter().filter(|(key, _)| *key != "metadata").count();
-    rest(live) == rest(new)
-        && live.iter().all(|(key, value)| key == "metadata" || new.get(key) == Some(value))
-        && metadata(live) == metadata(new)
+    fn metadata(object: &Map<String, Value>) -> Option<&Map<String, Value>> {
+        object.get("metadata").and_then(Value::as_object)
+    }
+    same(live, new, "metadata")
+        && match (metadata(live), metadata(new)) {
+            (Some(live), Some(new)) => same(live, new, "managedFields"),
+            (live, new) => live == new,
+        }
 }
 
 /// Applies a configuration: `live` with `applied` laid over it and without what this manager applied before and nobody
@@ -282,7 +303,7 @@ pub fn apply(
     if entries(Some(applied)).is_some_and(|entries| !entries.is_null()) {
         return Err(ApplyError::Invalid("metadata.managedFields must be nil".into()));
     }
-    let Some(mut managers) = Managers::decode(entries(live)) else {
+    let Some(mut managers) = Managers::decode(entries(live), true) else {
         return Err(ApplyError::Invalid("failed to decode managed fields".into()));
     };
     let typed = || Typed { schema };
@@ -329,24 +350,27 @@ impl Attempt<'_> {
         let mut live = self.live.cloned().unwrap_or_else(|| Value::Object(Map::new()));
         set_entries(&mut live, Managers::default());
         let reset = Set::of_fields(self.writer.reset_fields);
-        let fields = typed.fields(root, self.applied, true).map_err(misfit)?.without_branches(&reset);
+        let mut fields = typed.fields(root, self.applied, true).map_err(misfit)?;
+        fields.subtract_branches(&reset);
 
-        managers.map_fields(|fields| typed.reconciled(root, fields));
+        managers.change_fields(|fields| typed.reconcile(root, fields));
         let mut who = Manager::new(self.writer, Operation::Apply);
         let last = managers.take(&who);
         let mut merged = typed.merge(root, &live, self.applied).map_err(misfit)?;
-        if let Some(last) = &last {
-            let managed = managers.union().union(&fields);
-            merged = self.pruned(merged, &last.fields, &managed).map_err(misfit)?;
+        if let Some(last) = last.as_ref().filter(|last| !last.fields.is_subset(&fields)) {
+            let managed = managers.union().union(fields.clone());
+            merged = self.pruned(merged, last.fields.clone(), managed).map_err(misfit)?;
         }
         let difference = typed.compare(root, Some(&live), Some(&merged)).map_err(misfit)?.without(&reset);
-        let conflicts = managers.conflicts(&difference);
+        let (changed, removed) = difference.into_changed_and_removed();
+        let conflicts = managers.conflicts(&changed);
         if !force && !conflicts.is_empty() {
             return Err(ApplyError::Conflicts(conflicts));
         }
-        managers.lose(&difference);
+        managers.lose(&changed, &removed);
 
-        who.fields = fields.difference(&Set::of_fields(NEVER));
+        fields.subtract(&Set::of_fields(NEVER));
+        who.fields = fields;
         if let Some(last) = last.filter(|last| last.fields == who.fields && live == merged) {
             who.time = last.time;
         }
@@ -357,20 +381,26 @@ impl Attempt<'_> {
     }
 
     /// Takes out of `merged` what was applied before (`last`) and is managed by nobody now.
-    fn pruned(&self, merged: Value, last: &Set, managed: &Set) -> Result<Value, Misfit> {
+    fn pruned(&self, merged: Value, mut last: Set, mut managed: Set) -> Result<Value, Misfit> {
         let root = Some(self.root);
-        let named = |set: &Set| self.typed.with_named_fields(root, set);
         let without = |gone: &Set| {
             let mut object = merged.clone();
             self.typed.remove(root, &mut object, gone);
             object
         };
-        let fields = |object: &Value| self.typed.fields(root, object, false).map(|fields| named(&fields));
-        let last = named(last);
+        let fields = |object: &Value| {
+            let mut fields = self.typed.fields(root, object, false)?;
+            self.typed.name_fields(root, &mut fields);
+            Ok(fields)
+        };
+        self.typed.name_fields(root, &mut last);
+        self.typed.name_fields(root, &mut managed);
         let all = fields(&merged)?;
-        let kept = fields(&without(&last))?.union(&named(managed));
-        let kept = fields(&without(&all.difference(&kept)))?;
-        Ok(without(&all.difference(&kept).intersection(&last)))
+        let mut gone = all.clone();
+        gone.subtract(&fields(&without(&last))?.union(managed));
+        let mut gone_after_all = all;
+        gone_after_all.subtract(&fields(&without(&gone))?);
+        Ok(without(&gone_after_all.intersection(&last)))
     }
 
     /// The conflicts left when those are forgiven that come from client-side apply alone: the field is as that applied
@@ -383,10 +413,11 @@ impl Attempt<'_> {
             return None;
         }
         let root = Some(self.root);
-        let fields = self.typed.fields(root, &last, true).ok()?;
+        let mut forgiven = self.typed.fields(root, &last, true).ok()?;
         let difference = self.typed.compare(root, Some(&last), Some(live)).ok()?;
-        let forgiven =
-            fields.difference(&difference.modified).difference(&difference.added).difference(&difference.removed);
+        for moved in [&difference.modified, &difference.added, &difference.removed] {
+            forgiven.subtract(moved);
+        }
         Some(conflicts.iter().filter(|conflict| !forgiven.has(&conflict.elements())).cloned().collect())
     }
 

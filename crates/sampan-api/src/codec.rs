@@ -39,10 +39,6 @@ pub enum DecodeError {
     Malformed(String),
     #[error("{0}")]
     Protobuf(#[from] ProtoError),
-    #[error("Object 'Kind' is missing in '{0}'")]
-    NoKind(String),
-    #[error("Object 'apiVersion' is missing in '{0}'")]
-    NoVersion(String),
 }
 
 /// Why bytes are not the protobuf form of an object, or an object has none.
@@ -149,7 +145,7 @@ fn is_pointer(schema: &Schema, field: &Field) -> bool {
 
 /// What a field that `omitempty` leaves out holds: false, 0, "", an empty list or map. A pointer that is set is never
 /// empty, nor is a struct.
-fn is_empty(schema: &Schema, field: &Field, value: &Value) -> bool {
+pub(crate) fn is_empty(schema: &Schema, field: &Field, value: &Value) -> bool {
     match value {
         Value::Null => true,
         _ if is_pointer(schema, field) => false,

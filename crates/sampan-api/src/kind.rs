@@ -140,6 +140,25 @@ impl Kind {
         Gvr { group: self.gvk.group.clone(), version: self.gvk.version.clone(), resource: self.resource.clone() }
     }
 
+    /// A deletion that is done at once answers with the object instead of a `Status` (`ReturnDeletedObject` in
+    /// upstream's registries).
+    pub fn returns_deleted(&self) -> bool {
+        match (self.gvk.group.as_str(), self.resource.as_str()) {
+            ("", resource) => [
+                "persistentvolumeclaims",
+                "persistentvolumes",
+                "pods",
+                "podtemplates",
+                "resourcequotas",
+                "serviceaccounts",
+                "services",
+            ]
+            .contains(&resource),
+            ("storage.k8s.io", resource) => resource != "csistoragecapacities",
+            (group, _) => group == "resource.k8s.io",
+        }
+    }
+
     pub fn subresource(&self, name: &str) -> Option<&Subresource> {
         self.subresources.iter().find(|one| one.name == name)
     }

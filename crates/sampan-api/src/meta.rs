@@ -82,9 +82,7 @@ pub fn validate_update(new: &Value, old: &Value) -> FieldErrors {
     if meta.get("generation").int().unwrap_or(0) < before.get("generation").int().unwrap_or(0) {
         meta.get("generation").invalid(&mut errors, "must not be decremented");
     }
-    for field in
-        ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"]
-    {
+    for field in ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"] {
         meta.get(field).immutable(&mut errors, &before.get(field));
     }
     common(&meta, &mut errors);
@@ -128,7 +126,7 @@ pub fn validate_selector(selector: &At<'_, '_>, errors: &mut FieldErrors) {
     for expression in selector.get("matchExpressions").items() {
         let values = expression.get("values");
         match expression.get("operator").text() {
-            "In" | "NotIn" if values.len() == 0 => {
+            "In" | "NotIn" if values.is_empty() => {
                 values.required(errors, "must be specified when `operator` is 'In' or 'NotIn'");
             }
             "In" | "NotIn" => {
@@ -136,7 +134,7 @@ pub fn validate_selector(selector: &At<'_, '_>, errors: &mut FieldErrors) {
                     value.invalid_all(errors, names::label_value(value.text()));
                 }
             }
-            "Exists" | "DoesNotExist" if values.len() > 0 => {
+            "Exists" | "DoesNotExist" if !values.is_empty() => {
                 values.forbidden(errors, "may not be specified when `operator` is 'Exists' or 'DoesNotExist'");
             }
             "Exists" | "DoesNotExist" => {}
@@ -180,11 +178,7 @@ fn owner_references(references: &At<'_, '_>, errors: &mut FieldErrors) {
         }
         let kind = reference.get("kind").text();
         if reference.get("apiVersion").text() == "v1" && kind == "Event" {
-            references.invalid_as(
-                errors,
-                reference.value.clone(),
-                "/v1, Kind=Event is disallowed from being an owner",
-            );
+            references.invalid_as(errors, reference.value.clone(), "/v1, Kind=Event is disallowed from being an owner");
         }
         if reference.get("controller").flag() {
             let this = format!("{kind}/{}", reference.get("name").text());
@@ -258,8 +252,10 @@ mod tests {
         new["metadata"]["finalizers"] = json!(["example.com/x", "example.com/y"]);
         assert_eq!(
             messages(&validate_update(&new, &old)),
-            ["metadata.finalizers: Forbidden: no new finalizers can be added if the object is being deleted, found new \
-              finalizers []string{\"example.com/y\"}"]
+            [
+                "metadata.finalizers: Forbidden: no new finalizers can be added if the object is being deleted, found new \
+              finalizers []string{\"example.com/y\"}"
+            ]
         );
     }
 }

@@ -21,7 +21,7 @@ const QUALIFIED_MESSAGE: &str =
 pub fn by_rule(rule: NameRule, name: &str, prefix: bool) -> Vec<String> {
     let masked: String;
     let name = match name.strip_suffix('-') {
-        Some(rest) if prefix && rest.len() > 1 && rule != NameRule::PathSegment => {
+        Some(rest) if prefix && !rest.is_empty() && rule != NameRule::PathSegment => {
             masked = format!("{}a", rest.char_indices().next_back().map_or("", |(last, _)| &rest[..last]));
             &masked
         }

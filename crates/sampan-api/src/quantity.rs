@@ -197,13 +197,15 @@ fn scaled(digits: &str, power: i32, factor: i128) -> Option<i128> {
         let mantissa: i128 = digits.parse().ok()?;
         return mantissa.checked_mul(10_i128.checked_pow(power.unsigned_abs())?)?.checked_mul(factor);
     }
-    // Digits far below one nano can't change the result but by rounding up: 27 of them are kept, the rest become one.
+    // Digits far below one nano can't change the result but by rounding up. 18 of them are kept, which leaves room for
+    // the largest factor.
+    const KEPT: usize = 18;
     let dropped = usize::try_from(power.unsigned_abs()).ok()?;
-    let excess = dropped.saturating_sub(27).min(digits.len());
+    let excess = dropped.saturating_sub(KEPT).min(digits.len());
     let (kept, lost) = digits.split_at(digits.len() - excess);
     let inexact = lost.bytes().any(|byte| byte != b'0');
     let mantissa: i128 = if kept.is_empty() { 0 } else { kept.parse().ok()? };
-    let divisor = 10_i128.pow(u32::try_from(dropped.min(27)).ok()?);
+    let divisor = 10_i128.pow(u32::try_from(dropped.min(KEPT)).ok()?);
     let (whole, rest) = (mantissa / divisor, mantissa % divisor);
     let fraction = rest.checked_mul(factor)?;
     let up = fraction % divisor != 0 || inexact;
@@ -359,6 +361,8 @@ mod tests {
             ("0.9n", "1n"),
             ("0.00000000000000000000000000000000000000001", "1n"),
             ("-0.1n", "-1n"),
+            ("1.00000000000000000000000000000000000000000Ei", "1Ei"),
+            ("0.0000000000000000000000000000000000000000001Ei", "1n"),
             ("0.0001Ki", "102400u"),
             ("1.250", "1.250"),
             ("128974848", "128974848"),

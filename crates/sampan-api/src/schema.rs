@@ -10,6 +10,9 @@ use std::sync::Arc;
 use serde_json::Value;
 
 pub mod table;
+mod validate;
+
+pub use validate::{validate, validate_update};
 
 /// An index into [`Schema::types`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

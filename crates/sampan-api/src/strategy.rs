@@ -8,9 +8,19 @@ use serde_json::Value;
 
 use crate::error::FieldErrors;
 
+mod access;
 pub mod at;
+mod batch;
+mod config;
+mod endpoints;
+mod network;
+mod node;
 pub mod pod;
+mod policy;
+mod service;
 mod set;
+mod volume;
+mod workload;
 
 /// The hooks of one kind. Objects are in the kind's storage version.
 #[derive(Clone, Copy)]
@@ -33,8 +43,6 @@ pub struct Strategy {
     pub create_on_update: bool,
     /// An update without `resourceVersion` is accepted.
     pub unconditional_update: bool,
-    /// A create may carry a status (Nodes register with theirs); everywhere else it is dropped.
-    pub keeps_status_on_create: bool,
     /// Seconds before a graceful deletion ends by itself, from the object and what the client asked for; `None`: the
     /// kind knows no grace, delete at once. (Pods.)
     pub grace: Option<fn(&Value, Option<i64>) -> i64>,
@@ -80,11 +88,55 @@ pub const GENERIC: Strategy = Strategy {
     name: NameRule::Subdomain,
     create_on_update: false,
     unconditional_update: true,
-    keeps_status_on_create: false,
     grace: None,
 };
 
-/// The strategy of a built-in kind; [`GENERIC`] for all others.
-pub fn of(_group: &str, _kind: &str) -> &'static Strategy {
-    &GENERIC
+/// What a kind without rules of its own does when its status is not the client's to set.
+const PLAIN: Strategy = Strategy { prepare_create: drop_status, ..GENERIC };
+
+/// Events have no status, may be made by an update, and are written often without a resourceVersion.
+const EVENT: Strategy = Strategy { create_on_update: true, ..GENERIC };
+
+fn drop_status(object: &mut Value) {
+    if let Some(object) = object.as_object_mut() {
+        object.remove("status");
+    }
+}
+
+/// The strategy of a built-in kind; a plain one for all others.
+pub fn of(group: &str, kind: &str) -> &'static Strategy {
+    match (group, kind) {
+        ("", "ConfigMap") => &config::CONFIG_MAP,
+        ("", "Endpoints") => &endpoints::ENDPOINTS,
+        ("", "Event") => &EVENT,
+        ("", "Namespace") => &config::NAMESPACE,
+        ("", "Node") => &node::STRATEGY,
+        ("", "PersistentVolume") => &volume::VOLUME,
+        ("", "PersistentVolumeClaim") => &volume::CLAIM,
+        ("", "Pod") => &pod::STRATEGY,
+        ("", "PodTemplate") => &pod::TEMPLATE,
+        ("", "ReplicationController") => &workload::REPLICATION_CONTROLLER,
+        ("", "Secret") => &config::SECRET,
+        ("", "Service") => &service::STRATEGY,
+        ("apps", "DaemonSet") => &workload::DAEMON_SET,
+        ("apps", "Deployment") => &workload::DEPLOYMENT,
+        ("apps", "ReplicaSet") => &workload::REPLICA_SET,
+        ("apps", "StatefulSet") => &workload::STATEFUL_SET,
+        ("autoscaling", "HorizontalPodAutoscaler") => &policy::AUTOSCALER,
+        ("batch", "CronJob") => &batch::CRON_JOB,
+        ("batch", "Job") => &batch::JOB,
+        ("coordination.k8s.io", "Lease") => &policy::LEASE,
+        ("discovery.k8s.io", "EndpointSlice") => &endpoints::SLICE,
+        ("networking.k8s.io", "Ingress") => &network::INGRESS,
+        ("networking.k8s.io", "IngressClass") => &network::INGRESS_CLASS,
+        ("networking.k8s.io", "NetworkPolicy") => &network::POLICY,
+        ("policy", "PodDisruptionBudget") => &policy::BUDGET,
+        ("rbac.authorization.k8s.io", "ClusterRole") => &access::CLUSTER_ROLE,
+        ("rbac.authorization.k8s.io", "ClusterRoleBinding") => &access::CLUSTER_BINDING,
+        ("rbac.authorization.k8s.io", "Role") => &access::ROLE,
+        ("rbac.authorization.k8s.io", "RoleBinding") => &access::BINDING,
+        ("scheduling.k8s.io", "PriorityClass") => &policy::PRIORITY_CLASS,
+        ("storage.k8s.io", "StorageClass") => &volume::CLASS,
+        _ => &PLAIN,
+    }
 }

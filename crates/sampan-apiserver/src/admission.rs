@@ -1,13 +1,24 @@
 //! The contract of admission: what looks at, changes or refuses a write after it was authorized and before it is
 //! validated and stored. One file per plug-in below this module.
 
+pub mod default_tolerations;
+pub mod node_restriction;
+pub mod priority;
+pub mod service_account;
+pub mod storage;
+pub mod taint_nodes;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use sampan_api::{Failure, Kind};
-use serde_json::Value;
+use sampan_base::{Clock, Dice};
+use serde_json::{Map, Value};
 
-use crate::auth::User;
+use crate::auth::escalation::Escalation;
+use crate::auth::rbac::Rbac;
+use crate::auth::{Authorizer, User};
+use crate::lookup::Lookup;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
@@ -35,6 +46,50 @@ pub struct Request<'a> {
     pub dry_run: bool,
     /// Sent back as `Warning` headers.
     pub warnings: Vec<String>,
+}
+
+impl Request<'_> {
+    /// Whether it is a write of the resource itself, not of a subresource.
+    pub fn is_for(&self, group: &str, resource: &str) -> bool {
+        self.subresource.is_empty() && self.kind.gvk.group == group && self.kind.resource == resource
+    }
+}
+
+/// The refusal of a plug-in.
+pub fn forbidden(request: &Request<'_>, why: impl std::fmt::Display) -> Failure {
+    Failure::forbidden(&request.kind.gvk.group, &request.kind.resource, request.name, why)
+}
+
+/// The list at `key`, made when it is absent or not a list.
+pub(crate) fn list_mut<'a>(map: &'a mut Map<String, Value>, key: &str) -> &'a mut Vec<Value> {
+    let entry = map.entry(key).or_insert(Value::Null);
+    if !entry.is_array() {
+        *entry = Value::Array(Vec::new());
+    }
+    let Value::Array(list) = entry else { unreachable!("made a list above") };
+    list
+}
+
+/// The plug-ins of every server, in upstream's order (`pkg/kubeapiserver/options/plugins.go`). NamespaceLifecycle is not
+/// among them: the core checks the namespace in the transaction of the write.
+pub fn plugins(
+    lookup: &Arc<dyn Lookup>,
+    rbac: &Arc<Rbac>,
+    authorizer: &Arc<dyn Authorizer>,
+    clock: &Clock,
+    dice: &Dice,
+) -> Vec<Arc<dyn Plugin>> {
+    let lookup = || lookup.clone();
+    vec![
+        Arc::new(service_account::ServiceAccount { lookup: lookup(), clock: clock.clone(), dice: dice.clone() }),
+        Arc::new(node_restriction::NodeRestriction { lookup: lookup() }),
+        Arc::new(taint_nodes::TaintNodesByCondition),
+        Arc::new(priority::Priority { lookup: lookup() }),
+        Arc::new(default_tolerations::DefaultTolerationSeconds),
+        Arc::new(storage::DefaultStorageClass { lookup: lookup() }),
+        Arc::new(storage::StorageObjectInUseProtection),
+        Arc::new(Escalation { rbac: rbac.clone(), authorizer: authorizer.clone() }),
+    ]
 }
 
 /// Mutating plug-ins all run before the first validating one.

@@ -3,6 +3,7 @@
 
 pub mod authn;
 pub mod escalation;
+pub mod hooks;
 pub mod impersonate;
 pub mod jwt;
 pub mod node;

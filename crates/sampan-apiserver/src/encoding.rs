@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderValue, Response, header};
 use http_body_util::BodyExt;
 
 use crate::body::{self, BoxError, Chunk, ResponseBody};
+use crate::streaming::CarriedOn;
 
 /// Upstream compresses what is longer than this.
 const MINIMUM: usize = 128 * 1024;
@@ -18,7 +19,9 @@ const MINIMUM: usize = 128 * 1024;
 pub fn compressed(headers: &HeaderMap, response: Response<ResponseBody>) -> Response<ResponseBody> {
     let accepted = headers.get(header::ACCEPT_ENCODING).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let asked = accepted.split(',').any(|one| one.split(';').next().unwrap_or_default().trim() == "gzip");
-    if !asked || !response.status().is_success() || response.headers().contains_key(header::CONTENT_ENCODING) {
+    let carried = response.extensions().get::<CarriedOn>().is_some();
+    if !asked || carried || !response.status().is_success() || response.headers().contains_key(header::CONTENT_ENCODING)
+    {
         return response;
     }
     let small = http_body::Body::size_hint(response.body()).upper().is_some_and(|size| size <= MINIMUM as u64);

@@ -1,11 +1,12 @@
-//! Other forms of stored objects than their canonical bytes (protobuf, metadata only, another version of the kind),
-//! made once per object revision and shared by everyone who asks, within a bound on their bytes.
+//! What is made of stored objects beside their canonical bytes (protobuf, metadata only, another version of the kind;
+//! what selectors look at), once per object revision and shared by everyone who asks, within a bound on its bytes.
 //!
 //! Tables are not kept: a row holds the object's age.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use bytes::Bytes;
 use sampan_api::Failure;
@@ -29,33 +30,52 @@ pub enum Form {
     },
 }
 
-type Slot = Arc<OnceLock<Result<Bytes, Failure>>>;
-type FormKey = (Key, Revision, Form);
+/// What is made of one object at one revision, each at most once while it is kept. `F` says which of several.
+pub struct Shared<F, V> {
+    limit: usize,
+    kept: Mutex<Kept<F, V>>,
+    made: AtomicU64,
+}
 
-#[derive(Default)]
-struct Kept {
-    slots: HashMap<FormKey, Slot>,
+type Id<F> = (Key, Revision, F);
+
+struct Kept<F, V> {
+    slots: HashMap<Id<F>, Arc<OnceLock<V>>>,
     /// Oldest first, with what each is charged.
-    order: VecDeque<(FormKey, usize)>,
+    order: VecDeque<(Id<F>, usize)>,
     bytes: usize,
 }
 
-pub struct Forms {
-    limit: usize,
-    kept: Mutex<Kept>,
-    encodings: AtomicU64,
+impl<F, V> Default for Kept<F, V> {
+    fn default() -> Self {
+        Self { slots: HashMap::new(), order: VecDeque::new(), bytes: 0 }
+    }
 }
 
-/// What a slot costs beside its bytes.
+/// What a slot costs beside its content.
 const OVERHEAD: usize = 256;
 
-impl Forms {
+/// The content of a slot, in bytes.
+pub trait Weight {
+    fn weight(&self) -> usize;
+}
+
+impl Weight for Result<Bytes, Failure> {
+    fn weight(&self) -> usize {
+        self.as_ref().map_or(0, Bytes::len)
+    }
+}
+
+pub type Forms = Shared<Form, Result<Bytes, Failure>>;
+
+impl<F: Clone + Eq + Hash, V: Clone + Weight> Shared<F, V> {
     pub fn new(limit: usize) -> Self {
-        Self { limit, kept: Mutex::default(), encodings: AtomicU64::new(0) }
+        Self { limit, kept: Mutex::default(), made: AtomicU64::new(0) }
     }
 
-    pub fn encodings(&self) -> u64 {
-        self.encodings.load(Ordering::Relaxed)
+    /// How many were made since the start.
+    pub fn made(&self) -> u64 {
+        self.made.load(Ordering::Relaxed)
     }
 
     /// Forgets everything: the kinds have changed.
@@ -63,30 +83,24 @@ impl Forms {
         *self.lock() = Kept::default();
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Kept> {
+    fn lock(&self) -> MutexGuard<'_, Kept<F, V>> {
         self.kept.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// The form of one object at one revision; `make` runs at most once while it is kept, however many ask at once.
-    pub fn get(
-        &self,
-        key: &Key,
-        revision: Revision,
-        form: Form,
-        make: impl FnOnce() -> Result<Bytes, Failure>,
-    ) -> Result<Bytes, Failure> {
+    /// `make` runs at most once while the result is kept, however many ask at once.
+    pub fn get(&self, key: &Key, revision: Revision, form: F, make: impl FnOnce() -> V) -> V {
         let id = (key.clone(), revision, form);
         let slot = self.lock().slots.entry(id.clone()).or_default().clone();
         let mut made = false;
-        let result = slot
+        let value = slot
             .get_or_init(|| {
                 made = true;
-                self.encodings.fetch_add(1, Ordering::Relaxed);
+                self.made.fetch_add(1, Ordering::Relaxed);
                 make()
             })
             .clone();
         if made {
-            let size = OVERHEAD + result.as_ref().map_or(0, Bytes::len);
+            let size = OVERHEAD + value.weight();
             let mut kept = self.lock();
             kept.bytes += size;
             kept.order.push_back((id, size));
@@ -97,7 +111,7 @@ impl Forms {
                 kept.slots.remove(&oldest);
             }
         }
-        result
+        value
     }
 }
 
@@ -118,15 +132,15 @@ mod tests {
         };
         get("a", 1);
         get("a", 1);
-        assert_eq!(forms.encodings(), 1);
+        assert_eq!(forms.made(), 1);
         get("a", 2);
-        assert_eq!(forms.encodings(), 2);
+        assert_eq!(forms.made(), 2);
         // Two fit; the third pushes the oldest out.
         get("b", 1);
         get("a", 2);
-        assert_eq!(forms.encodings(), 3);
+        assert_eq!(forms.made(), 3);
         get("a", 1);
-        assert_eq!(forms.encodings(), 4);
+        assert_eq!(forms.made(), 4);
         assert!(forms.lock().bytes <= 3 * OVERHEAD);
     }
 
@@ -138,6 +152,6 @@ mod tests {
                 scope.spawn(|| forms.get(&Key::from("a"), Revision(1), form(), || Ok(Bytes::from_static(b"x"))));
             }
         });
-        assert_eq!(forms.encodings(), 1);
+        assert_eq!(forms.made(), 1);
     }
 }

@@ -3,6 +3,7 @@
 //! There is one generic handler per verb and none per kind. It is the only user of `sampan-store`.
 
 pub mod admission;
+pub mod audit;
 pub mod auth;
 pub mod body;
 pub mod bootstrap;
@@ -10,10 +11,10 @@ mod convert;
 mod delete;
 mod discovery;
 mod encoding;
+pub mod expire;
 mod fence;
 mod forms;
 pub mod hooks;
-mod interim;
 mod keys;
 pub mod listener;
 mod local;
@@ -21,6 +22,7 @@ pub mod lookup;
 mod metrics;
 mod namespaces;
 mod negotiate;
+mod openapi;
 mod options;
 mod pages;
 mod patch;
@@ -35,10 +37,15 @@ mod select;
 pub mod server;
 pub mod services;
 mod state;
+pub mod streaming;
 mod table;
 mod watch;
 mod write;
 
+#[cfg(test)]
+mod tests;
+
 pub use local::Local;
 pub use server::{Config, Server, Version};
 pub use state::{StoreLookup, feed};
+pub mod descriptions;

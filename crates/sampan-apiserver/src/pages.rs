@@ -5,25 +5,23 @@ use serde_json::json;
 
 use crate::body::{RequestBody, ResponseBody};
 use crate::server::{Call, Server};
-use crate::{discovery, respond};
+use crate::{discovery, openapi, respond};
 
 pub(crate) async fn answer(call: &Call, request: &Request<RequestBody>) -> Response<ResponseBody> {
     let server = &call.server;
     let path = call.info.path.as_str();
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        for pages in &server.config.pages {
-            if let Some(response) = pages.answer(server, &call.info, &call.headers).await {
-                return response;
-            }
-        }
-        return respond::no_page();
-    }
     for pages in &server.config.pages {
         if let Some(response) = pages.answer(server, &call.info, &call.headers).await {
             return response;
         }
     }
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return respond::no_page();
+    }
     if let Some(response) = discovery::answer(server, path, &call.headers) {
+        return response;
+    }
+    if let Some(response) = openapi::answer(server, &call.info, &call.headers) {
         return response;
     }
     match path.trim_end_matches('/') {
@@ -63,7 +61,9 @@ fn architecture() -> &'static str {
 fn index(server: &Server) -> Response<ResponseBody> {
     let kinds = server.kinds();
     let mut paths: Vec<String> =
-        ["/api", "/apis", "/healthz", "/livez", "/readyz", "/metrics", "/version"].map(str::to_owned).into();
+        ["/api", "/apis", "/healthz", "/livez", "/readyz", "/metrics", "/openapi/v2", "/openapi/v3", "/version"]
+            .map(str::to_owned)
+            .into();
     for kind in &kinds.all {
         let (group, version) = (&kind.gvk.group, &kind.gvk.version);
         if group.is_empty() {

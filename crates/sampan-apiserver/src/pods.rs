@@ -197,21 +197,28 @@ pub(crate) async fn connect(
             format!("{}/{} is not available: this server reaches no nodes", info.resource, info.subresource),
         )
     })?;
-    let object = write::parse(&read::find(store, kind, &info.namespace, &info.name)?)?;
+    let (scheme, name, port) = proxied(&info.name);
+    let name = if info.subresource == "proxy" { name } else { info.name.as_str() };
+    let object = write::parse(&read::find(store, kind, &info.namespace, name)?)?;
     let query = request.uri().query().map(str::to_owned);
     match (info.resource.as_str(), info.subresource.as_str()) {
         ("nodes", "proxy") => {
-            let node = node_of(call, &info.name)?;
+            let node = node_of(call, name)?;
             streaming.connect(&node, redirected(request, &rest_or_root(&info.rest), query.as_deref())?).await
         }
         ("pods", "proxy") => {
             let ip = object::text(&object, &["status", "podIP"]);
-            let port = info.name.rsplit_once(':').map_or("80", |(_, port)| port);
             if ip.is_empty() {
-                return Err(Failure::new(Reason::ServiceUnavailable, format!("pod {} has no address yet", info.name)));
+                return Err(Failure::new(Reason::ServiceUnavailable, format!("pod {name} has no address yet")));
             }
+            let port = port.or_else(|| first_port(&object)).unwrap_or_else(|| "80".into());
             let request = redirected(request, &rest_or_root(&info.rest), query.as_deref())?;
-            streaming.proxy(&format!("{ip}:{port}"), false, request).await
+            streaming.proxy(&authority(ip, &port), scheme == "https", request).await
+        }
+        ("services", "proxy") => {
+            let address = endpoint(call, &object, port.as_deref())?;
+            let request = redirected(request, &rest_or_root(&info.rest), query.as_deref())?;
+            streaming.proxy(&address, scheme == "https", request).await
         }
         ("pods", what) => {
             let host = object::text(&object, &["spec", "nodeName"]);
@@ -235,6 +242,62 @@ pub(crate) async fn connect(
         }
         _ => Err(route::nowhere()),
     }
+}
+
+/// `[scheme:]name[:port]`, as the names of proxied objects are written (`apimachinery/pkg/util/net`, `SplitSchemeNamePort`).
+fn proxied(text: &str) -> (&str, &str, Option<String>) {
+    let parts: Vec<&str> = text.split(':').collect();
+    match parts[..] {
+        [scheme, name, port] => (scheme, name, (!port.is_empty()).then(|| port.to_owned())),
+        [name, port] => ("", name, Some(port.to_owned())),
+        _ => ("", text, None),
+    }
+}
+
+/// The first port a pod's containers name.
+fn first_port(pod: &Value) -> Option<String> {
+    let containers = pod.pointer("/spec/containers")?.as_array()?;
+    let mut ports =
+        containers.iter().filter_map(|one| one.get("ports")?.as_array()?.first()?.get("containerPort")?.as_u64());
+    ports.next().map(|port| port.to_string())
+}
+
+fn authority(ip: &str, port: &str) -> String {
+    if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") }
+}
+
+/// A ready endpoint of a Service, by the port's name or number; without either its only port.
+fn endpoint(call: &Call, service: &Value, port: Option<&str>) -> Result<String, Failure> {
+    let name = object::name(service);
+    let ports = service.pointer("/spec/ports").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let chosen = match port {
+        Some(port) => ports
+            .iter()
+            .find(|one| one["name"] == port || one["port"].as_u64().is_some_and(|number| number.to_string() == port)),
+        None => ports.first(),
+    };
+    let none =
+        |what: &str| Failure::new(Reason::ServiceUnavailable, format!("no {what} available for service {name:?}"));
+    let port_name = chosen.ok_or_else(|| none("such port"))?.get("name").and_then(Value::as_str).unwrap_or_default();
+    let prefix = format!("/discovery.k8s.io/endpointslices/{}/", object::namespace(service));
+    let page = call.server.config.store.range(&Range { prefix: &prefix, ..Range::default() });
+    for entry in page.map_err(|error| read::unreadable(&error))?.entries {
+        let slice = write::parse(&entry)?;
+        if object::lookup(&slice, &["metadata", "labels", "kubernetes.io/service-name"]).and_then(Value::as_str)
+            != Some(name)
+        {
+            continue;
+        }
+        let ports = slice.get("ports").and_then(Value::as_array).into_iter().flatten();
+        let port = ports.filter(|one| one.get("name").and_then(Value::as_str).unwrap_or_default() == port_name);
+        let Some(port) = port.filter_map(|one| one["port"].as_u64()).next() else { continue };
+        let endpoints = slice.get("endpoints").and_then(Value::as_array).into_iter().flatten();
+        let mut ready = endpoints.filter(|one| one.pointer("/conditions/ready") != Some(&Value::Bool(false)));
+        if let Some(address) = ready.find_map(|one| one["addresses"][0].as_str()) {
+            return Ok(authority(address, &port.to_string()));
+        }
+    }
+    Err(none("endpoints"))
 }
 
 fn rest_or_root(rest: &str) -> String {
@@ -354,6 +417,14 @@ mod tests {
             "a container name must be specified for pod p, choose one of: [a b] or one of the init containers: [i]"
         );
         assert!(container(&two, Some("x"), "exec").is_err());
+    }
+
+    #[test]
+    fn proxied_names() {
+        assert_eq!(proxied("web"), ("", "web", None));
+        assert_eq!(proxied("web:8080"), ("", "web", Some("8080".into())));
+        assert_eq!(proxied("https:web:443"), ("https", "web", Some("443".into())));
+        assert_eq!(proxied("https:web:"), ("https", "web", None));
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
-use sampan_api::schema::{SharedSchema, TypeId};
-use sampan_api::{Failure, Gvk, Kind, codec};
+use sampan_api::schema::{Schema, SharedSchema, TypeId};
+use sampan_api::{Failure, Gvk, Kind, codec, object};
 use sampan_store::Entry;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -67,13 +67,13 @@ pub(crate) fn object(
     format: Format,
     code: u16,
     kind: &Arc<Kind>,
-    object: Object,
+    answer: Object,
 ) -> Result<Response<ResponseBody>, Failure> {
-    let entry = match object {
+    let entry = match answer {
         Object::Stored(entry) => entry,
         Object::Tree(tree) => {
-            let encoded = codec::encode(&storage_schema(kind), storage_root(kind), &tree);
-            return unstored(call, format, code, kind, encoded.bytes.into());
+            let json = encoded(&kind.schema, storage_root(kind), &tree);
+            return unstored(call, format, code, kind, json);
         }
     };
     if let Shape::Table(version) = format.shape {
@@ -97,6 +97,33 @@ fn unstored(
     Ok(finished(format, code, bytes.into()))
 }
 
+/// The JSON of an object that does not go to the store, with the revision it names.
+pub fn encoded(schema: &Schema, root: TypeId, tree: &Value) -> Bytes {
+    with_revision(codec::encode(schema, root, tree), object::resource_version(tree))
+}
+
+/// Puts a revision where the store would; without one the member goes.
+fn with_revision(encoded: codec::Encoded, revision: &str) -> Bytes {
+    const MEMBER: &[u8] = b"\"resourceVersion\":\"";
+    let codec::Encoded { mut bytes, stamp } = encoded;
+    let Some(at) = stamp.map(|at| at as usize).filter(|at| *at <= bytes.len()) else { return bytes.into() };
+    if !revision.is_empty() {
+        bytes.splice(at..at, revision.bytes());
+    } else if bytes[..at].ends_with(MEMBER) {
+        // Metadata never ends with the revision unless it is all there is.
+        let start = at - MEMBER.len();
+        let mut end = at + 1;
+        if bytes.get(end) == Some(&b',') {
+            end += 1;
+            bytes.drain(start..end);
+        } else {
+            let comma = usize::from(start > 0 && bytes[start - 1] == b',');
+            bytes.drain(start - comma..end);
+        }
+    }
+    bytes.into()
+}
+
 /// An object of any type of a schema, not necessarily of a kind that is stored (`Scale`, reviews, tokens).
 pub fn typed(
     format: Format,
@@ -106,7 +133,7 @@ pub fn typed(
     gvk: &Gvk,
     object: &Value,
 ) -> Result<Response<ResponseBody>, Failure> {
-    let json: Bytes = codec::encode(schema, root, object).bytes.into();
+    let json = encoded(schema, root, object);
     let bytes = match format.wire {
         Wire::Protobuf => codec::json_to_proto(schema, root, gvk, &json).map(Bytes::from).map_err(Failure::internal)?,
         Wire::Json | Wire::Yaml => json,
@@ -132,11 +159,6 @@ fn finished(format: Format, code: u16, mut chunk: Chunk) -> Response<ResponseBod
 pub fn yaml(json: &[u8]) -> Bytes {
     let value: Value = serde_json::from_slice(json).unwrap_or_default();
     serde_saphyr::to_string(&value).map(Bytes::from).unwrap_or_default()
-}
-
-/// The schema objects of a kind are stored in. Versions of one kind share an arena.
-pub fn storage_schema(kind: &Kind) -> SharedSchema {
-    kind.schema.clone()
 }
 
 pub fn storage_root(kind: &Kind) -> TypeId {
@@ -180,13 +202,13 @@ fn without_type(kind: &Kind, json: &Bytes) -> Chunk {
 }
 
 /// Makes a form from the stored JSON.
-fn made(format: Format, kind: &Kind, json: &Bytes, bare: bool) -> Result<Bytes, Failure> {
+pub(crate) fn made(format: Format, kind: &Kind, json: &Bytes, bare: bool) -> Result<Bytes, Failure> {
     if kind.gvk == kind.storage || matches!(format.shape, Shape::Metadata(_)) {
         return in_form(format, kind, json, bare);
     }
     let tree = serde_json::from_slice(json).map_err(Failure::internal)?;
     let converted = convert::from_storage(kind, tree)?;
-    in_form(format, kind, &Bytes::from(codec::encode(&kind.schema, kind.root, &converted).bytes), bare)
+    in_form(format, kind, &encoded(&kind.schema, kind.root, &converted), bare)
 }
 
 /// Makes a form from JSON of the served version.
@@ -226,4 +248,22 @@ pub fn metadata_only(version: MetaVersion, json: &[u8]) -> Result<Bytes, Failure
     let metadata = slim.metadata.get();
     Ok(format!("{{\"kind\":\"PartialObjectMetadata\",\"apiVersion\":\"{api_version}\",\"metadata\":{metadata}}}")
         .into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_committed_has_no_revision() {
+        let made = |json: &str, stamp| codec::Encoded { bytes: json.as_bytes().to_vec(), stamp };
+        let json = "{\"a\":1,\"resourceVersion\":\"\",\"b\":2}";
+        let stamp = json.find("\"\"").map(|at| at as u32 + 1);
+        assert_eq!(with_revision(made(json, stamp), ""), "{\"a\":1,\"b\":2}");
+        assert_eq!(with_revision(made(json, stamp), "7"), "{\"a\":1,\"resourceVersion\":\"7\",\"b\":2}");
+        let last = "{\"a\":1,\"resourceVersion\":\"\"}";
+        let stamp = last.find("\"\"").map(|at| at as u32 + 1);
+        assert_eq!(with_revision(made(last, stamp), ""), "{\"a\":1}");
+        assert_eq!(with_revision(made("{}", None), "7"), "{}");
+    }
 }

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::interim::default;
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response};
+use sampan_api::default;
 use sampan_api::schema::{SharedSchema, TypeId};
 use sampan_api::{Failure, Gvk, Kind, Reason, codec};
 use serde_json::Value;

@@ -20,10 +20,11 @@ use crate::auth::authn::Chain;
 use crate::auth::impersonate::impersonate;
 use crate::auth::{self, Authorizer, Decision, Peer, User};
 use crate::body::{RequestBody, ResponseBody};
-use crate::forms::Forms;
+use crate::forms::{Forms, Shared};
 use crate::hooks::{Audit, AuditEvent, Computed, Stage, Streaming};
 use crate::metrics::Metrics;
 use crate::request_info::RequestInfo;
+use crate::select::Facts;
 use crate::services::Ranges;
 use crate::{respond, route};
 
@@ -88,10 +89,15 @@ impl Default for Version {
 /// How long a request may take that is neither a watch nor a stream.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How much is kept of what selectors look at: enough for the changes that watchers are about to be told of.
+const FACT_BYTES: usize = 2 << 20;
+
 /// One API server. Shared by all connections.
 pub struct Server {
     pub config: Config,
     pub(crate) forms: Forms,
+    /// What the selectors of watches look at.
+    pub(crate) facts: Shared<(), Arc<Facts>>,
     pub metrics: Metrics,
     /// Counts changes of the kinds, so that watches of a changed kind end.
     kinds_changed: tokio::sync::watch::Sender<u64>,
@@ -125,7 +131,8 @@ impl Server {
     pub fn new(config: Config) -> Arc<Self> {
         let forms = Forms::new(config.form_cache_bytes);
         let (kinds_changed, _) = tokio::sync::watch::channel(0);
-        Arc::new(Self { config, forms, metrics: Metrics::default(), kinds_changed })
+        let facts = Shared::new(FACT_BYTES);
+        Arc::new(Self { config, forms, facts, metrics: Metrics::default(), kinds_changed })
     }
 
     pub fn kinds(&self) -> Arc<Kinds> {
@@ -136,6 +143,7 @@ impl Server {
     pub fn set_kinds(&self, kinds: Arc<Kinds>) {
         self.config.kinds.store(kinds);
         self.forms.clear();
+        self.facts.clear();
         self.kinds_changed.send_modify(|generation| *generation += 1);
     }
 
@@ -145,7 +153,7 @@ impl Server {
 
     /// How many objects were encoded to another form than the stored one since the start.
     pub fn encodings(&self) -> u64 {
-        self.forms.encodings()
+        self.forms.made()
     }
 
     /// Answers one request. Never fails and never panics: what goes wrong is a `Status`.
@@ -154,10 +162,10 @@ impl Server {
         let started = self.config.clock.instant();
         let audit_id = self.audit_id(request.headers());
         let long_running = info.long_running();
+        let limit = info.timeout().map_or(REQUEST_TIMEOUT, |asked| asked.min(REQUEST_TIMEOUT));
         let labels = (info.verb.clone(), info.group.clone(), info.version.clone(), info.resource.clone());
         let work = AssertUnwindSafe(self.filtered(&peer, info, &audit_id, request)).catch_unwind();
-        let outcome =
-            if long_running { Some(work.await) } else { self.config.clock.timeout(REQUEST_TIMEOUT, work).await };
+        let outcome = if long_running { Some(work.await) } else { self.config.clock.timeout(limit, work).await };
         let mut response = match outcome {
             Some(Ok(response)) => response,
             // The panic itself was logged with its place by the hook of the process.
@@ -204,7 +212,8 @@ impl Server {
             Err(failure) => return respond::failure(&failure),
         };
         let attributes = info.attributes(acting.clone());
-        let uri = request.uri().to_string();
+        // Over HTTP/2 the URI has a scheme and an authority too.
+        let uri = request.uri().path_and_query().map_or_else(String::new, ToString::to_string);
         let agent = request.headers().get(header::USER_AGENT).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let event = |stage, code, decision: &str| {
             if let Some(audit) = &self.config.audit {

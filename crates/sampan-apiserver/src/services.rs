@@ -45,7 +45,7 @@ impl Lot {
     }
 }
 
-fn is_service(kind: &Kind) -> bool {
+pub fn is_service(kind: &Kind) -> bool {
     kind.gvk.group.is_empty() && kind.resource == "services"
 }
 
@@ -94,18 +94,14 @@ fn held(service: &Value) -> BTreeSet<Lot> {
     lots
 }
 
-/// Completes a Service on its way to the store and adds its allocations to the transaction. Other kinds pass.
+/// Completes a Service on its way to the store and adds its allocations to the transaction.
 pub fn allocate(
     config: &Config,
-    kind: &Kind,
     service: &mut Value,
     old: Option<&Value>,
     dry_run: bool,
     txn: &mut Txn,
 ) -> Result<(), Failure> {
-    if !is_service(kind) {
-        return Ok(());
-    }
     let before = old.map(held).unwrap_or_default();
     if let Some(old) = old {
         carry_over(service, old);

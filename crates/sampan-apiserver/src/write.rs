@@ -1,23 +1,26 @@
 //! The one path of every create and update: decode → convert → default → own → admit → prepare → validate → admit →
 //! encode → commit. Everything between reading the old object and the commit runs again when another writer was faster.
 
+mod decode;
+mod keep;
+
+use std::borrow::Cow;
 use std::sync::Arc;
 
-use crate::interim::{default, meta, schema};
-use bytes::Bytes;
 use sampan_api::apply::{self, ApplyError, Writer};
 use sampan_api::error::FieldErrorKind;
 use sampan_api::strategy::{self, Strategy};
-use sampan_api::{Failure, FieldErrors, FieldPath, Kind, Reason, codec, object};
-use sampan_store::{Check, CommitError, Committed, Entry, Expect, Key, Payload, Txn, Write};
+use sampan_api::{Failure, FieldErrors, FieldPath, Kind, Reason, meta, object, schema};
+use sampan_store::{Check, CommitError, Committed, Entry, Expect, Key, Txn, Write};
 use serde_json::Value;
 
 use crate::admission::{Operation, Request};
-use crate::negotiate::Wire;
-use crate::options::{FieldValidation, WriteOptions};
+use crate::options::WriteOptions;
 use crate::respond::{self, Object};
 use crate::server::Call;
-use crate::{convert, fence, keys, namespaces, read, services};
+use crate::{fence, keys, namespaces, read, services};
+
+pub(crate) use decode::{complete, complete_stored, decode, parse, payload};
 
 /// What a write came to.
 pub(crate) struct Written {
@@ -77,90 +80,7 @@ impl Target<'_> {
     }
 }
 
-pub(crate) const MODIFIED: &str =
-    "the object has been modified; please apply your changes to the latest version and try again";
-
-fn media(wire: Wire) -> codec::MediaType {
-    match wire {
-        Wire::Json => codec::MediaType::Json,
-        Wire::Yaml => codec::MediaType::Yaml,
-        Wire::Protobuf => codec::MediaType::Protobuf,
-    }
-}
-
-/// A body of `kind` as a tree in the version it was sent in; unknown and duplicate fields are treated as the caller
-/// asked.
-pub(crate) fn decode(
-    call: &Call,
-    kind: &Kind,
-    wire: Wire,
-    body: &[u8],
-    validation: FieldValidation,
-) -> Result<Value, Failure> {
-    let (api_version, name) = codec::type_meta(media(wire), body).map_err(|error| {
-        Failure::bad_request(format!(
-            "the object provided is unrecognized (must be of type {}): {error}",
-            kind.gvk.kind
-        ))
-    })?;
-    let expected = kind.gvk.api_version();
-    if !name.is_empty() && name != kind.gvk.kind {
-        let shown = sampan_api::kind::split_api_version(&api_version).1.to_owned();
-        return Err(Failure::bad_request(format!(
-            "{name} in version {shown:?} cannot be handled as a {}: converting ({name}) to ({}): unknown conversion",
-            kind.gvk.kind, kind.gvk.kind
-        )));
-    }
-    if !api_version.is_empty() && api_version != expected {
-        return Err(Failure::bad_request(format!(
-            "the API version in the data ({api_version}) does not match the expected API version ({expected})"
-        )));
-    }
-    let cannot = |error: &dyn std::fmt::Display| {
-        let (kind, version) = (&kind.gvk.kind, &kind.gvk.version);
-        Failure::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {error}"))
-    };
-    let decoded = codec::decode(&kind.schema, kind.root, media(wire), body).map_err(|error| cannot(&error))?;
-    if !decoded.problems.is_empty() {
-        match validation {
-            FieldValidation::Ignore => {}
-            FieldValidation::Warn => decoded.problems.iter().for_each(|problem| call.warn(problem.to_string())),
-            FieldValidation::Strict => {
-                let all: Vec<String> = decoded.problems.iter().map(ToString::to_string).collect();
-                return Err(cannot(&format!("strict decoding error: {}", all.join(", "))));
-            }
-        }
-    }
-    let mut tree = decoded.object;
-    if let Value::Object(map) = &mut tree {
-        map.insert("apiVersion".into(), expected.into());
-        map.insert("kind".into(), kind.gvk.kind.clone().into());
-    }
-    Ok(tree)
-}
-
-/// From what a client sent to a complete object of the storage version.
-pub(crate) fn complete(kind: &Kind, sent: Value) -> Result<Value, Failure> {
-    let mut tree = convert::to_storage(kind, sent)?;
-    complete_stored(kind, &mut tree);
-    Ok(tree)
-}
-
-fn complete_stored(kind: &Kind, tree: &mut Value) {
-    let root = respond::storage_root(kind);
-    default::apply_defaults(&kind.schema, root, tree);
-    (strategy::of(&kind.storage.group, &kind.storage.kind).default)(tree);
-}
-
-pub(crate) fn parse(entry: &Entry) -> Result<Value, Failure> {
-    serde_json::from_slice(&entry.value).map_err(Failure::internal)
-}
-
-/// Canonical bytes; the revision goes in when they are committed.
-pub(crate) fn payload(kind: &Kind, tree: &Value) -> Payload {
-    let encoded = codec::encode(&kind.schema, respond::storage_root(kind), tree);
-    Payload { bytes: Bytes::from(encoded.bytes), stamp: encoded.stamp }
-}
+const MODIFIED: &str = "the object has been modified; please apply your changes to the latest version and try again";
 
 /// A failed commit that says nothing about our own object.
 pub(crate) fn uncommitted(error: &CommitError) -> Failure {
@@ -210,62 +130,63 @@ pub(crate) async fn create_owned(target: &Target<'_>, mut tree: Value) -> Result
     let mut tree = mutated(target, Operation::Create, tree, &Value::Null).await?;
     let strategy = target.strategy();
     (strategy.prepare_create)(&mut tree);
-    if kind.has_status && !strategy.keeps_status_on_create {
-        reset_status(kind, &mut tree);
-    }
     begin_metadata(target, &mut tree);
+    let base: String = object::text(&tree, &["metadata", "generateName"]).chars().take(63 - 5).collect();
+    if !object::name(&tree).is_empty() || base.is_empty() {
+        let exists = || Failure::already_exists(&kind.gvk.group, &kind.resource, object::name(&tree));
+        return store_new(target, &tree).await?.ok_or_else(exists);
+    }
     // Generated names clash once in a hundred thousand; as upstream, give up after eight.
     for _ in 0..8 {
-        let generated =
-            object::name(&tree).is_empty() && !object::text(&tree, &["metadata", "generateName"]).is_empty();
-        let mut tree = tree.clone();
-        if generated {
-            let base = object::text(&tree, &["metadata", "generateName"]);
-            let base: String = base.chars().take(63 - 5).collect();
-            let name = base + &config.dice.suffix(5);
-            object::metadata_mut(&mut tree).insert("name".into(), name.into());
-        }
-        let name = object::name(&tree).to_owned();
-        // A raced neighbour (a Service address, the namespace, the fence's lease) is read again.
-        loop {
-            let mut txn = Txn::default();
-            namespaces::admit_create(call, kind, target.namespace, &mut txn)?;
-            let mut tree = tree.clone();
-            services::allocate(config, kind, &mut tree, None, target.options.dry_run, &mut txn)?;
-            let mut errors = meta::validate(&tree, strategy.name, kind.namespaced());
-            errors.0.extend(schema::validate(&kind.schema, respond::storage_root(kind), &tree).0);
-            errors.0.extend((strategy.validate_create)(&tree).0);
-            target.invalid(&name, errors)?;
-            validated(target, Operation::Create, &tree, &Value::Null).await?;
-            (strategy.warnings)(&tree, None).into_iter().for_each(|text| call.warn(text));
-            warn_inert(call, kind);
-            let key = keys::key(kind, target.namespace, &name);
-            if target.options.dry_run {
-                if !generated && config.store.get(&key).is_some() {
-                    return Err(Failure::already_exists(&kind.gvk.group, &kind.resource, &name));
-                }
-                return Ok(Written { code: 201, object: Object::Tree(tree) });
-            }
-            txn.checks.insert(0, Check { key: key.clone(), expect: Expect::Absent });
-            txn.writes.insert(0, Write::Put { key: key.clone(), payload: payload(kind, &tree) });
-            match commit(call, txn).await? {
-                Attempt::Done(done) => {
-                    let entry = done.entries.into_iter().next().ok_or_else(|| Failure::internal("an empty commit"))?;
-                    return Ok(Written { code: 201, object: Object::Stored(entry) });
-                }
-                Attempt::Raced(raced) if raced == key && generated => break,
-                Attempt::Raced(raced) if raced == key => {
-                    return Err(Failure::already_exists(&kind.gvk.group, &kind.resource, &name));
-                }
-                Attempt::Raced(_) => {}
-            }
+        let name = format!("{base}{}", config.dice.suffix(5));
+        object::metadata_mut(&mut tree).insert("name".into(), name.into());
+        if let Some(written) = store_new(target, &tree).await? {
+            return Ok(written);
         }
     }
-    let base = object::text(&tree, &["metadata", "generateName"]);
-    let mut failure = Failure::already_exists(&kind.gvk.group, &kind.resource, base);
+    let mut failure = Failure::already_exists(&kind.gvk.group, &kind.resource, &base);
     failure.message.push_str(", the server was not able to generate a unique name for the object");
     failure.retry_after_seconds = Some(1);
     Err(failure)
+}
+
+/// Validates and commits a new object that has its name. `None`: there is one of that name.
+async fn store_new(target: &Target<'_>, prepared: &Value) -> Result<Option<Written>, Failure> {
+    let Target { call, kind, .. } = target;
+    let config = &call.server.config;
+    let strategy = target.strategy();
+    let name = object::name(prepared);
+    let key = keys::key(kind, target.namespace, name);
+    // When a neighbour was raced (a Service address, the namespace, the fence's lease) it is read again.
+    loop {
+        let mut tree = Cow::Borrowed(prepared);
+        let mut txn = Txn::default();
+        namespaces::admit_create(call, kind, target.namespace, &mut txn)?;
+        if services::is_service(kind) {
+            services::allocate(config, tree.to_mut(), None, target.options.dry_run, &mut txn)?;
+        }
+        let mut errors = meta::validate(&tree, strategy.name, kind.namespaced());
+        errors.0.extend(schema::validate(&kind.schema, respond::storage_root(kind), &tree).0);
+        errors.0.extend((strategy.validate_create)(&tree).0);
+        target.invalid(name, errors)?;
+        validated(target, Operation::Create, &tree, &Value::Null).await?;
+        (strategy.warnings)(&tree, None).into_iter().for_each(|text| call.warn(text));
+        warn_inert(call, kind);
+        if target.options.dry_run {
+            let free = config.store.get(&key).is_none();
+            return Ok(free.then(|| Written { code: 201, object: Object::Tree(tree.into_owned()) }));
+        }
+        txn.checks.insert(0, Check { key: key.clone(), expect: Expect::Absent });
+        txn.writes.insert(0, Write::Put { key: key.clone(), payload: payload(kind, &tree) });
+        match commit(call, txn).await? {
+            Attempt::Done(done) => {
+                let entry = done.entries.into_iter().next().ok_or_else(|| Failure::internal("an empty commit"))?;
+                return Ok(Some(Written { code: 201, object: Object::Stored(entry) }));
+            }
+            Attempt::Raced(raced) if raced == key => return Ok(None),
+            Attempt::Raced(_) => {}
+        }
+    }
 }
 
 /// The object's namespace and name must be those of the request.
@@ -296,14 +217,6 @@ fn place(target: &Target<'_>, tree: &mut Value) -> Result<(), Failure> {
         object::metadata_mut(tree).insert("name".into(), target.name.into());
     }
     Ok(())
-}
-
-/// Status as it is before anyone wrote it.
-fn reset_status(kind: &Kind, tree: &mut Value) {
-    if let Value::Object(map) = tree {
-        map.remove("status");
-    }
-    complete_stored(kind, tree);
 }
 
 fn begin_metadata(target: &Target<'_>, tree: &mut Value) {
@@ -338,7 +251,6 @@ async fn mutated(target: &Target<'_>, operation: Operation, tree: Value, old: &V
     if call.server.config.plugins.is_empty() {
         return Ok(tree);
     }
-    let before = tree.clone();
     let name = object::name(&tree).to_owned();
     let mut request = request(target, operation, &name, tree, old);
     for plugin in &call.server.config.plugins {
@@ -346,9 +258,7 @@ async fn mutated(target: &Target<'_>, operation: Operation, tree: Value, old: &V
     }
     let Request { object: mut tree, warnings, .. } = request;
     warnings.into_iter().for_each(|text| call.warn(text));
-    if tree != before {
-        complete_stored(target.kind, &mut tree);
-    }
+    complete_stored(target.kind, &mut tree);
     Ok(tree)
 }
 
@@ -412,7 +322,7 @@ pub(crate) async fn update(
         };
         place(target, &mut new)?;
         preconditions(target, &entry, &old, &new)?;
-        keep(target, &old, &mut new);
+        keep::keep(kind, target.subresource, &old, &mut new);
         if !owned {
             target.track(Some(&old), &mut new)?;
         }
@@ -420,14 +330,20 @@ pub(crate) async fn update(
         if target.subresource.is_empty() {
             (strategy.prepare_update)(&mut new, &old);
         }
-        if kind.has_generation && !same_desire(&new, &old) {
+        if kind.has_generation && !keep::same_desire(&new, &old) {
             let generation = object::lookup(&old, &["metadata", "generation"]).and_then(Value::as_i64).unwrap_or(0);
             object::metadata_mut(&mut new).insert("generation".into(), (generation + 1).into());
         }
         let mut txn = Txn::default();
-        services::allocate(config, kind, &mut new, Some(&old), target.options.dry_run, &mut txn)?;
+        let ended = ended(kind, &new, &old);
+        if ended {
+            services::release(kind, &old, &mut txn);
+        } else if services::is_service(kind) {
+            services::allocate(config, &mut new, Some(&old), target.options.dry_run, &mut txn)?;
+        }
         let mut errors = meta::validate(&new, strategy.name, kind.namespaced());
-        errors.0.extend(schema::validate(&kind.schema, respond::storage_root(kind), &new).0);
+        errors.0.extend(meta::validate_update(&new, &old).0);
+        errors.0.extend(schema::validate_update(&kind.schema, respond::storage_root(kind), &new, &old).0);
         if target.subresource.is_empty() {
             errors.0.extend((strategy.validate_update)(&new, &old).0);
         } else {
@@ -439,7 +355,7 @@ pub(crate) async fn update(
             (strategy.warnings)(&new, Some(&old)).into_iter().for_each(|text| call.warn(text));
             warn_inert(call, kind);
         }
-        if without_times(new.clone()) == without_times(old.clone()) && txn.writes.is_empty() {
+        if keep::unchanged(&new, &old) && txn.writes.is_empty() {
             // Nothing changed: nothing is written, and the revision stays.
             fence::check(&config.store, &call.headers)?;
             return Ok(Written { code: 200, object: Object::Stored(entry) });
@@ -447,10 +363,6 @@ pub(crate) async fn update(
         if target.options.dry_run {
             return Ok(Written { code: 200, object: Object::Tree(new) });
         }
-        let ended = object::lookup(&new, &["metadata", "deletionTimestamp"]).is_some()
-            && !namespaces::has_finalizers(kind, &new)
-            && object::lookup(&old, &["metadata", "deletionGracePeriodSeconds"]).and_then(Value::as_i64).unwrap_or(0)
-                == 0;
         let payload = payload(kind, &new);
         txn.checks.insert(0, Check { key: entry.key.clone(), expect: Expect::Modified(entry.modified) });
         txn.writes.insert(
@@ -461,14 +373,19 @@ pub(crate) async fn update(
                 Write::Put { key: entry.key.clone(), payload }
             },
         );
-        if ended {
-            services::release(kind, &old, &mut txn);
-        }
         if let Attempt::Done(done) = commit(call, txn).await? {
             let entry = done.entries.into_iter().next().ok_or_else(|| Failure::internal("an empty commit"))?;
             return Ok(Written { code: 200, object: Object::Stored(entry) });
         }
     }
+}
+
+/// The change takes away the last thing an object that shall go was kept for.
+fn ended(kind: &Kind, new: &Value, old: &Value) -> bool {
+    let grace = object::lookup(old, &["metadata", "deletionGracePeriodSeconds"]).and_then(Value::as_i64);
+    object::lookup(new, &["metadata", "deletionTimestamp"]).is_some()
+        && !namespaces::has_finalizers(kind, new)
+        && grace.unwrap_or(0) == 0
 }
 
 fn preconditions(target: &Target<'_>, entry: &Entry, old: &Value, new: &Value) -> Result<(), Failure> {
@@ -495,101 +412,6 @@ fn preconditions(target: &Target<'_>, entry: &Entry, old: &Value, new: &Value) -
         return Err(target.conflict(why));
     }
     Ok(())
-}
-
-/// Takes from the stored object what this request may not change.
-fn keep(target: &Target<'_>, old: &Value, new: &mut Value) {
-    let from_old = |new: &mut Value, field: &str| {
-        let metadata = object::metadata_mut(new);
-        match object::lookup(old, &["metadata", field]) {
-            Some(value) => metadata.insert(field.into(), value.clone()),
-            None => metadata.remove(field),
-        };
-    };
-    for field in [
-        "uid",
-        "creationTimestamp",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "generation",
-        "resourceVersion",
-        "generateName",
-    ] {
-        from_old(new, field);
-    }
-    object::metadata_mut(new).remove("selfLink");
-    let swap = |new: &mut Value, field: &str, source: &Value| {
-        if let Value::Object(map) = new {
-            match source.get(field) {
-                Some(value) => map.insert(field.into(), value.clone()),
-                None => map.remove(field),
-            };
-        }
-    };
-    match target.subresource {
-        "" if target.kind.has_status => swap(new, "status", old),
-        "" => {}
-        "status" => {
-            // Status and metadata from the request, everything else as stored. Owners stay: old kubelets sent stale ones
-            // (`pkg/registry/core/pod/strategy.go`).
-            let mut merged = old.clone();
-            swap(&mut merged, "metadata", new);
-            swap(&mut merged, "status", new);
-            *new = merged;
-            from_old(new, "ownerReferences");
-        }
-        "ephemeralcontainers" => {
-            let containers = object::lookup(new, &["spec", "ephemeralContainers"]).cloned();
-            *new = old.clone();
-            if let Some(containers) = containers {
-                object::child_mut(new, "spec").insert("ephemeralContainers".into(), containers);
-            }
-        }
-        "resize" => resized(old, new),
-        _ => {}
-    }
-}
-
-/// Of a resize only the resources of containers count.
-fn resized(old: &Value, new: &mut Value) {
-    let mut merged = old.clone();
-    for list in ["containers", "initContainers"] {
-        let Some(Value::Array(containers)) = merged.pointer_mut(&format!("/spec/{list}")) else { continue };
-        let sent = new.pointer(&format!("/spec/{list}")).and_then(Value::as_array);
-        for container in containers {
-            let same = |one: &&Value| one.get("name") == container.get("name");
-            let Some(resources) = sent.and_then(|sent| sent.iter().find(same)).and_then(|one| one.get("resources"))
-            else {
-                continue;
-            };
-            container["resources"] = resources.clone();
-        }
-    }
-    *new = merged;
-}
-
-/// Nothing but metadata and status differs.
-fn same_desire(new: &Value, old: &Value) -> bool {
-    let (Value::Object(new), Value::Object(old)) = (new, old) else { return new == old };
-    let desire = |key: &&String| !matches!(key.as_str(), "metadata" | "status" | "kind" | "apiVersion");
-    let keys = new.keys().chain(old.keys()).filter(desire);
-    let absent = |value: Option<&Value>| value.is_none_or(Value::is_null);
-    keys.into_iter().all(|key| {
-        let (a, b) = (new.get(key), old.get(key));
-        a == b || (absent(a) && absent(b))
-    })
-}
-
-/// The object without the times of its managed fields: a write that changes only those changes nothing.
-fn without_times(mut tree: Value) -> Value {
-    if let Some(Value::Array(entries)) = tree.pointer_mut("/metadata/managedFields") {
-        for entry in entries {
-            if let Value::Object(entry) = entry {
-                entry.remove("time");
-            }
-        }
-    }
-    tree
 }
 
 /// `PUT`: replaces the object, or creates it where the kind allows that.

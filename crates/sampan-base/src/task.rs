@@ -65,6 +65,11 @@ impl Group {
         self.0.retain(|task| !task.is_finished());
         self.0.push(spawn(name, future).abort_handle());
     }
+
+    /// Takes over a task that runs already.
+    pub fn adopt<T>(&mut self, task: JoinHandle<T>) {
+        self.0.push(task.abort_handle());
+    }
 }
 
 impl Drop for Group {

@@ -89,6 +89,8 @@ pub struct ListOptions {
     pub continue_token: Option<String>,
     /// `Some("0")` accepts any state the server has at hand.
     pub resource_version: Option<String>,
+    /// Only the metadata of each object (`PartialObjectMetadata`).
+    pub metadata_only: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -246,7 +248,8 @@ impl Client {
 
     pub async fn list_raw(&self, target: &Target<'_>, options: &ListOptions) -> Result<RawList, Error> {
         let uri = target.path() + &options.query(false);
-        let body = self.request(read(uri)?).await?;
+        let accept = if options.metadata_only { METADATA_LIST } else { JSON };
+        let body = self.request(read_as(uri, accept)?).await?;
         #[derive(Deserialize)]
         struct List<'a> {
             #[serde(default)]
@@ -279,7 +282,8 @@ impl Client {
         options: &ListOptions,
     ) -> Result<impl Stream<Item = Result<WatchEvent, Error>> + Send + use<>, Error> {
         let uri = target.path() + &options.query(true);
-        let body = self.open(read(uri)?).await?;
+        let accept = if options.metadata_only { METADATA } else { JSON };
+        let body = self.open(read_as(uri, accept)?).await?;
         let frames = futures::stream::unfold((body, BytesMut::new()), |(mut body, mut buffer)| async move {
             loop {
                 if let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
@@ -408,8 +412,16 @@ fn watch_event(line: &Bytes) -> Result<WatchEvent, Error> {
     }
 }
 
+const JSON: &str = "application/json";
+const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json";
+const METADATA_LIST: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json";
+
 fn read(uri: String) -> Result<Request<Bytes>, Error> {
-    let request = Request::builder().method(Method::GET).uri(uri).header(header::ACCEPT, "application/json");
+    read_as(uri, JSON)
+}
+
+fn read_as(uri: String, accept: &'static str) -> Result<Request<Bytes>, Error> {
+    let request = Request::builder().method(Method::GET).uri(uri).header(header::ACCEPT, accept);
     request.body(Bytes::new()).map_err(|error| Error::Request(error.to_string()))
 }
 

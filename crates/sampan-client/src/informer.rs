@@ -21,7 +21,7 @@ use sampan_api::Gvr;
 use sampan_base::{Clock, task};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc};
 
 use crate::api::{Target, decode};
 use crate::{Client, Error, ListOptions, WatchEvent};
@@ -104,13 +104,16 @@ impl<V> Clone for Informer<V> {
 
 struct Shared<V> {
     state: Mutex<State<V>>,
-    synced: watch::Sender<bool>,
+    /// Told once, when the first list is in. Wakes its waiters in the order they came, which a `watch` channel does not:
+    /// a run must be a function of its seed.
+    synced: Notify,
 }
 
 struct State<V> {
     objects: BTreeMap<Key, Slot<V>>,
     /// The newest resource version that has come in.
     seen: u64,
+    listed: bool,
     /// Unbounded: a subscriber is a task of this process that only turns changes into keys; what waits here is bounded
     /// by the number of objects that changed while it ran.
     subscribers: Vec<mpsc::UnboundedSender<Change<V>>>,
@@ -136,8 +139,8 @@ impl<V: View> Informer<V> {
 
     /// The same within one namespace.
     pub fn spawn_in(client: Client, gvr: Gvr, namespace: Option<String>, options: ListOptions, clock: Clock) -> Self {
-        let state = State { objects: BTreeMap::new(), seen: 0, subscribers: Vec::new() };
-        let shared = Arc::new(Shared { state: Mutex::new(state), synced: watch::Sender::new(false) });
+        let state = State { objects: BTreeMap::new(), seen: 0, listed: false, subscribers: Vec::new() };
+        let shared = Arc::new(Shared { state: Mutex::new(state), synced: Notify::new() });
         let mut feed = task::Group::default();
         let follower = Follower { client, gvr, namespace, options, clock, shared: shared.clone() };
         feed.spawn("informer", follower.run());
@@ -173,14 +176,15 @@ impl<V> Informer<V> {
 
     /// Whether the first list is in.
     pub fn has_synced(&self) -> bool {
-        *self.shared.synced.borrow()
+        self.shared.lock().listed
     }
 
     /// Waits for the first list.
     pub async fn synced(&self) {
-        let mut synced = self.shared.synced.subscribe();
-        // The sender lives in `shared`, so this cannot fail while `self` is alive.
-        let _ = synced.wait_for(|synced| *synced).await;
+        let told = self.shared.synced.notified();
+        if !self.has_synced() {
+            told.await;
+        }
     }
 
     /// Every change from now on, after one addition for each object that is there.
@@ -275,7 +279,8 @@ impl<V: View> Follower<V> {
             }
         }
         self.replace(fresh, &list.resource_version);
-        self.shared.synced.send_replace(true);
+        self.shared.lock().listed = true;
+        self.shared.synced.notify_waiters();
         Ok(list.resource_version)
     }
 

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::api::{Fence, Target, decode, encode};
-use crate::{Client, Error, PatchKind, WriteOptions};
+use crate::{Client, Error, WriteOptions};
 
 /// Upstream's defaults (`k8s.io/component-base/config`).
 const DURATION: Duration = Duration::from_secs(15);
@@ -32,20 +32,9 @@ pub struct Leader {
     client: Client,
     candidate: Candidate,
     fence: Fence,
+    /// As it was when leadership began.
+    lease: Value,
     clock: Clock,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Lease {
-    metadata: Meta,
-    spec: Spec,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Meta {
-    resource_version: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -55,6 +44,13 @@ struct Spec {
     lease_transitions: i64,
     renew_time: Option<Timestamp>,
     lease_duration_seconds: Option<i64>,
+}
+
+impl Spec {
+    /// A lease that does not fit is one nobody holds.
+    fn of(lease: &Value) -> Self {
+        lease.get("spec").and_then(|spec| Self::deserialize(spec).ok()).unwrap_or_default()
+    }
 }
 
 /// What a candidate does about the lease it sees.
@@ -93,7 +89,7 @@ impl Candidate {
         let mut observed: Option<(Spec, sampan_base::clock::Instant)> = None;
         loop {
             match self.attempt(&client, &clock, &mut observed).await {
-                Ok(Some(fence)) => return Leader { client, candidate: self, fence, clock },
+                Ok(Some((fence, lease))) => return Leader { client, candidate: self, fence, lease, clock },
                 Ok(None) => {}
                 Err(error) if error.is_conflict() || error.is_already_exists() => {}
                 Err(error) => tracing::warn!(lease = self.lease, %error, "cannot take the lease"),
@@ -107,15 +103,9 @@ impl Candidate {
         client: &Client,
         clock: &Clock,
         observed: &mut Option<(Spec, sampan_base::clock::Instant)>,
-    ) -> Result<Option<Fence>, Error> {
+    ) -> Result<Option<(Fence, Value)>, Error> {
         let now = micro(clock.now());
-        let fence = |transitions| Fence {
-            namespace: self.namespace.clone(),
-            lease: self.lease.clone(),
-            holder: self.identity.clone(),
-            transitions,
-        };
-        let lease: Lease = match client.get_raw(&self.collection().name(&self.lease)).await {
+        let mut lease: Value = match client.get_raw(&self.collection().name(&self.lease)).await {
             Ok(bytes) => decode(&bytes)?,
             Err(error) if error.is_not_found() => {
                 let object = json!({
@@ -123,23 +113,35 @@ impl Candidate {
                     "metadata": {"name": self.lease, "namespace": self.namespace},
                     "spec": self.spec(0, &now),
                 });
-                client.create_raw(&self.collection(), encode(&object)?, &WriteOptions::default()).await?;
-                return Ok(Some(fence(0)));
+                let created = client.create_raw(&self.collection(), encode(&object)?, &WriteOptions::default()).await?;
+                return Ok(Some((self.fence(0), decode(&created)?)));
             }
             Err(error) => return Err(error),
         };
-        if observed.as_ref().is_none_or(|(spec, _)| *spec != lease.spec) {
-            *observed = Some((lease.spec.clone(), clock.instant()));
+        let spec = Spec::of(&lease);
+        if observed.as_ref().is_none_or(|(seen, _)| *seen != spec) {
+            *observed = Some((spec.clone(), clock.instant()));
         }
         let unchanged = observed.as_ref().map_or(Duration::ZERO, |(_, since)| since.elapsed());
-        let Move::Take { transitions } = decide(&lease.spec, &self.identity, unchanged) else { return Ok(None) };
-        let patch = json!({
-            "metadata": {"resourceVersion": lease.metadata.resource_version},
-            "spec": self.spec(transitions, &now),
-        });
-        let target = self.collection().name(&self.lease);
-        client.patch::<Value>(&target, PatchKind::Merge, &patch, &WriteOptions::default()).await?;
-        Ok(Some(fence(transitions)))
+        let Move::Take { transitions } = decide(&spec, &self.identity, unchanged) else { return Ok(None) };
+        lease["spec"] = self.spec(transitions, &now);
+        let lease = self.replace(client, &lease, &WriteOptions::default()).await?;
+        Ok(Some((self.fence(transitions), lease)))
+    }
+
+    /// Upstream's roles let a component update its lease, not patch it. The lease is written back as it was read, so that
+    /// nothing of it is lost, and its resourceVersion makes the write conditional.
+    async fn replace(&self, client: &Client, lease: &Value, options: &WriteOptions) -> Result<Value, Error> {
+        decode(&client.replace_raw(&self.collection().name(&self.lease), encode(lease)?, options).await?)
+    }
+
+    fn fence(&self, transitions: i64) -> Fence {
+        Fence {
+            namespace: self.namespace.clone(),
+            lease: self.lease.clone(),
+            holder: self.identity.clone(),
+            transitions,
+        }
     }
 
     fn spec(&self, transitions: i64, now: &str) -> Value {
@@ -166,22 +168,37 @@ impl Leader {
     /// Renews the lease; returns when it is held by someone else or could not be renewed in time.
     pub async fn lost(&self) {
         let mut renewed = self.clock.instant();
+        let mut lease = self.lease.clone();
         loop {
             self.clock.sleep(RETRY).await;
-            // A renewal is itself a fenced write: it fails when somebody else has taken over.
-            let patch = json!({"spec": {"renewTime": micro(self.clock.now())}});
-            let target = self.candidate.collection();
-            let target = target.name(&self.candidate.lease);
-            let options = WriteOptions { fence: Some(self.fence.clone()), ..WriteOptions::default() };
-            match self.client.patch::<Value>(&target, PatchKind::Merge, &patch, &options).await {
-                Ok(_) => renewed = self.clock.instant(),
-                Err(error) if error.is_conflict() => return,
+            match self.renew(&mut lease).await {
+                Ok(true) => renewed = self.clock.instant(),
+                Ok(false) => return,
                 Err(error) if renewed.elapsed() >= RENEW_DEADLINE => {
                     return tracing::warn!(lease = self.candidate.lease, %error, "leadership lost");
                 }
                 Err(error) => tracing::debug!(lease = self.candidate.lease, %error, "cannot renew"),
             }
         }
+    }
+
+    /// Whether the lease is still ours; `lease` is brought up to date.
+    async fn renew(&self, lease: &mut Value) -> Result<bool, Error> {
+        // A renewal is itself a fenced write: it fails when somebody else has taken over.
+        let options = WriteOptions { fence: Some(self.fence.clone()), ..WriteOptions::default() };
+        lease["spec"]["renewTime"] = micro(self.clock.now()).into();
+        match self.candidate.replace(&self.client, lease, &options).await {
+            Ok(stored) => *lease = stored,
+            Err(error) if error.is_conflict() => {
+                let target = self.candidate.collection();
+                *lease = decode(&self.client.get_raw(&target.name(&self.candidate.lease)).await?)?;
+                let spec = Spec::of(lease);
+                return Ok(spec.holder_identity.as_deref() == Some(self.fence.holder.as_str())
+                    && spec.lease_transitions == self.fence.transitions);
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(true)
     }
 }
 

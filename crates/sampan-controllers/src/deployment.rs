@@ -22,9 +22,7 @@ use serde_json::{Map, Value, json};
 
 use crate::framework::{Action, DEPLOYMENTS, REPLICA_SETS, Verb, key_of};
 use crate::ownership::{self, Claim};
-use crate::views::{
-    Deployment, DeploymentStatus, IntOrPercent, Pod, ReplicaSet, TEMPLATE_HASH, WorkloadSelector,
-};
+use crate::views::{Deployment, DeploymentStatus, IntOrPercent, Pod, ReplicaSet, TEMPLATE_HASH, WorkloadSelector};
 
 pub use reconciler::Deployments;
 
@@ -268,10 +266,13 @@ impl Pass<'_> {
         if revision_of(present) < newest {
             lacking.insert(REVISION.into(), newest.to_string().into());
             if let Some(former) = present.get(REVISION) {
-                let mut history: Vec<&str> = present.get(REVISION_HISTORY).map_or(vec![], |text| text.split(',').collect());
+                let mut history: Vec<&str> =
+                    present.get(REVISION_HISTORY).map_or(vec![], |text| text.split(',').collect());
                 history.retain(|one| !one.is_empty());
                 history.push(former);
-                while history.len() > 1 && history.iter().map(|one| one.len() + 1).sum::<usize>() > REVISION_HISTORY_BYTES {
+                while history.len() > 1
+                    && history.iter().map(|one| one.len() + 1).sum::<usize>() > REVISION_HISTORY_BYTES
+                {
                     history.remove(0);
                 }
                 lacking.insert(REVISION_HISTORY.into(), history.join(",").into());
@@ -312,8 +313,8 @@ impl Pass<'_> {
                 "template": template,
             },
         });
-        let event = (replicas > 0)
-            .then(|| ("ScalingReplicaSet", format!("Scaled up replica set {name} from 0 to {replicas}")));
+        let event =
+            (replicas > 0).then(|| ("ScalingReplicaSet", format!("Scaled up replica set {name} from 0 to {replicas}")));
         let action = Action::create(REPLICA_SETS, &deployment.metadata.namespace, object);
         self.steps.push(Step { action, event, creates: Some(deployment.spec.template.digest) });
         let mut set = ReplicaSet::default();

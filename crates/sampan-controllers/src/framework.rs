@@ -197,11 +197,12 @@ impl Context {
         Ok(decode(&answer).unwrap_or_default())
     }
 
-    /// The resource version of the server's present state.
-    pub async fn head(&self, resource: Resource, namespace: &str) -> Result<u64, Error> {
-        let options = ListOptions { limit: Some(1), ..ListOptions::default() };
-        let list = self.client.list_raw(&resource.target(&Key::new(namespace, "")), &options).await?;
-        Ok(list.resource_version.parse().unwrap_or(0))
+    /// The newest resource version among the objects the server has now. Not that of the list: a cache reaches the version of
+    /// an object with its event, but that of a list only with the next bookmark.
+    pub async fn newest(&self, resource: Resource, namespace: &str) -> Result<u64, Error> {
+        let list = self.client.list_raw(&resource.target(&Key::new(namespace, "")), &ListOptions::default()).await?;
+        let revision = |item: &bytes::Bytes| decode::<Written>(item).map_or(0, |object| object.metadata.revision());
+        Ok(list.items.iter().map(revision).max().unwrap_or(0))
     }
 }
 
@@ -328,9 +329,9 @@ impl Expectations {
         self.lock().entry(key.clone()).or_default().doomed.insert(uid.to_owned());
     }
 
-    /// The server is at `head`: whatever was carried out is before it.
-    pub fn known(&self, key: &Key, head: u64) {
-        self.wrote(key, head);
+    /// Whatever was carried out is not after `newest`.
+    pub fn known(&self, key: &Key, newest: u64) {
+        self.wrote(key, newest);
         if let Some(expected) = self.lock().get_mut(key) {
             expected.unknown = false;
         }

@@ -15,7 +15,7 @@ use sampan_client::api::Target;
 use sampan_client::informer::{Informer, Key};
 use serde_json::{Value, json};
 
-use crate::framework::{Action, Context, Controller, Expectations, PODS, REPLICA_SETS, Reconciler, key_of, seconds};
+use crate::framework::{Action, Context, Controller, Expectations, PODS, REPLICA_SETS, Reconciler, key_of};
 use crate::ownership::{self, Claim};
 use crate::views::{Condition, Pod, ReplicaSet, WorkloadSelector};
 
@@ -347,7 +347,7 @@ impl Reconciler for ReplicaSets {
             return Ok(None);
         };
         if self.expectations.get(key).unknown {
-            self.expectations.known(key, self.context.head(PODS, &key.namespace).await?);
+            self.expectations.known(key, self.context.newest(PODS, &key.namespace).await?);
         }
         if self.pods.seen() < self.expectations.get(key).revision {
             return Ok(Some(STALE));
@@ -395,6 +395,7 @@ impl Reconciler for ReplicaSets {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::framework::seconds;
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(1_900_000_000 + second).expect("a timestamp")

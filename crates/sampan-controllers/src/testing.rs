@@ -48,11 +48,9 @@ struct Route {
 
 fn route(path: &str) -> Route {
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
-    let rest = if parts[0] == "api" { &parts[2..] } else { &parts[3..] };
+    let rest = parts.get(if parts[0] == "api" { 2 } else { 3 }..).unwrap_or(&[]);
     let (namespace, rest) = match rest {
-        ["namespaces", namespace, rest @ ..]
-            if !rest.is_empty() && !matches!(rest, ["status" | "finalize"]) =>
-        {
+        ["namespaces", namespace, rest @ ..] if !rest.is_empty() && !matches!(rest, ["status" | "finalize"]) => {
             (*namespace, rest)
         }
         rest => ("", rest),
@@ -113,6 +111,16 @@ impl Api {
         self.lock().commit(id, Some(object));
     }
 
+    /// A digest of every write so far.
+    pub fn trace(&self) -> u64 {
+        use std::hash::{DefaultHasher, Hash, Hasher};
+        let mut hasher = DefaultHasher::new();
+        for (revision, resource, event) in &self.lock().history {
+            (revision, resource, event.to_string()).hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+
     pub fn remove(&self, resource: &str, namespace: &str, name: &str) {
         self.lock().commit((resource.into(), namespace.into(), name.into()), None);
     }
@@ -132,6 +140,20 @@ impl Api {
         if *method == http::Method::POST && subresource.is_empty() {
             return self.create(resource, namespace, body);
         }
+        if name.is_empty() {
+            let here = |(one, space, _): &&Id| *one == resource && *space == namespace;
+            let names: Vec<String> = self.lock().objects.keys().filter(here).map(|(.., name)| name.clone()).collect();
+            for name in names {
+                let route = Route {
+                    name,
+                    resource: resource.clone(),
+                    namespace: namespace.clone(),
+                    subresource: String::new(),
+                };
+                self.write(method, route, content, body)?;
+            }
+            return Ok(json!({}));
+        }
         let id = (resource, namespace, name);
         let mut state = self.lock();
         let old = state.objects.get(&id).cloned().ok_or(NOT_FOUND)?;
@@ -148,6 +170,10 @@ impl Api {
             if !uid.is_null() && *uid != old["metadata"]["uid"] {
                 return Err(CONFLICT);
             }
+            let version = &body["preconditions"]["resourceVersion"];
+            if !version.is_null() && *version != old["metadata"]["resourceVersion"] {
+                return Err(CONFLICT);
+            }
             let mut finalizers: BTreeSet<String> = finalizers(&old);
             match body["propagationPolicy"].as_str() {
                 Some("Foreground") => finalizers.insert("foregroundDeletion".into()),
@@ -155,7 +181,8 @@ impl Api {
                 _ => false,
             };
             let graceful = id.0 == "pods" && !old["spec"]["nodeName"].is_null() && body["gracePeriodSeconds"] != 0;
-            if !graceful && finalizers.is_empty() {
+            let held = old["spec"]["finalizers"].as_array().is_some_and(|all| !all.is_empty());
+            if !graceful && !held && finalizers.is_empty() {
                 return Ok(state.commit(id, None));
             }
             if new["metadata"]["deletionTimestamp"].is_null() {
@@ -172,7 +199,11 @@ impl Api {
             }
         }
         let mut merged = old.clone();
-        if *method == http::Method::PUT { merged = body.clone() } else { merge(&mut merged, body, content.contains("strategic")) }
+        if *method == http::Method::PUT {
+            merged = body.clone()
+        } else {
+            merge(&mut merged, body, content.contains("strategic"))
+        }
         match subresource.as_str() {
             "status" => new["status"] = merged["status"].take(),
             _ => {
@@ -187,7 +218,8 @@ impl Api {
             return Ok(old);
         }
         let finished = !new["metadata"]["deletionTimestamp"].is_null() && finalizers(&new).is_empty();
-        let gone = finished && id.0 != "pods" && new["spec"]["finalizers"].as_array().is_none_or(Vec::is_empty);
+        let runs = id.0 == "pods" && !new["spec"]["nodeName"].is_null();
+        let gone = finished && !runs && new["spec"]["finalizers"].as_array().is_none_or(Vec::is_empty);
         Ok(state.commit(id, (!gone).then_some(new)))
     }
 
@@ -299,6 +331,9 @@ impl Transport for Api {
         // Answers take their time, so that others come in between.
         self.clock.sleep(Duration::from_micros(100 + self.dice.below(900))).await;
         if request.method() == http::Method::GET {
+            if let Some(found) = discovery(request.uri().path()) {
+                return Ok(answer(Ok(found)));
+            }
             if query.contains("watch=true") {
                 let from = query.split("resourceVersion=").nth(1).and_then(|rest| rest.split('&').next());
                 let from = from.and_then(|text| text.parse().ok()).unwrap_or(0);
@@ -325,6 +360,33 @@ impl Transport for Api {
         let content = request.headers().get("content-type").and_then(|value| value.to_str().ok()).unwrap_or_default();
         let outcome = self.write(request.method(), route, content, &body);
         if trouble { Err(Error::Transport("the answer was lost".into())) } else { Ok(answer(outcome)) }
+    }
+}
+
+/// Some resources, all of them namespaced but one.
+fn discovery(path: &str) -> Option<Value> {
+    let verbs = json!(["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]);
+    let list = |resources: &[(&str, &str, bool)]| {
+        let one = |(name, kind, namespaced): &(&str, &str, bool)| json!({"name": name, "kind": kind, "namespaced": namespaced, "verbs": verbs});
+        Some(json!({"resources": resources.iter().map(one).collect::<Vec<_>>()}))
+    };
+    match path {
+        "/apis" => Some(json!({"groups": [
+            {"preferredVersion": {"groupVersion": "apps/v1"}},
+            {"preferredVersion": {"groupVersion": "discovery.k8s.io/v1"}},
+        ]})),
+        "/apis/discovery.k8s.io/v1" => list(&[("endpointslices", "EndpointSlice", true)]),
+        "/api/v1" => list(&[
+            ("pods", "Pod", true),
+            ("configmaps", "ConfigMap", true),
+            ("services", "Service", true),
+            ("serviceaccounts", "ServiceAccount", true),
+            ("endpoints", "Endpoints", true),
+            ("nodes", "Node", false),
+            ("namespaces", "Namespace", false),
+        ]),
+        "/apis/apps/v1" => list(&[("replicasets", "ReplicaSet", true), ("deployments", "Deployment", true)]),
+        _ => None,
     }
 }
 

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -39,11 +39,17 @@ pub struct NodeConfig {
     pub directory: PathBuf,
 }
 
-/// The pod network of this node. Attaching waits until the node has its ranges.
+/// The pod network of this node. Attaching waits until the node has its ranges; a node that had them before has them at
+/// once, also while the API server is away.
 pub struct NodeNetwork {
     pods: watch::Receiver<Option<Arc<RoutedPods>>>,
+    /// What a sweep was told before the node had its ranges.
+    swept: Arc<Mutex<Option<Vec<String>>>>,
     _tasks: task::Group,
 }
+
+/// The node's ranges, as it last knew them.
+const RANGES: &str = "ranges.json";
 
 impl NodeNetwork {
     pub fn spawn(client: Client, config: NodeConfig, clock: Clock) -> Self {
@@ -51,8 +57,10 @@ impl NodeNetwork {
         let gvr = Gvr { group: String::new(), version: "v1".into(), resource: "nodes".into() };
         let nodes = Informer::<Node>::spawn(client, gvr, ListOptions::default(), clock.clone());
         let mut tasks = task::Group::default();
-        tasks.spawn("node network", follow(nodes, config, sender, clock));
-        Self { pods, _tasks: tasks }
+        let swept = Arc::default();
+        let own = Own { config, pods: sender, swept: Arc::clone(&swept) };
+        tasks.spawn("node network", follow(nodes, own, clock));
+        Self { pods, swept, _tasks: tasks }
     }
 
     async fn ready(&self) -> Result<Arc<RoutedPods>, NetError> {
@@ -63,7 +71,7 @@ impl NodeNetwork {
     }
 }
 
-async fn follow(nodes: Informer<Node>, config: NodeConfig, pods: watch::Sender<Option<Arc<RoutedPods>>>, clock: Clock) {
+async fn follow(nodes: Informer<Node>, own: Own, clock: Clock) {
     let mut changes = nodes.subscribe();
     let links = loop {
         match Links::open(None).await {
@@ -72,11 +80,15 @@ async fn follow(nodes: Informer<Node>, config: NodeConfig, pods: watch::Sender<O
         }
         clock.sleep(RETRY).await;
     };
+    if let Err(error) = own.resume().await {
+        tracing::error!(%error, "cannot take up the node's former ranges");
+    }
     while let Some(change) = changes.recv().await {
-        let result = if change.key.name == config.name {
-            own(&change, &config, &pods).await
+        let result = if change.key.name == own.config.name {
+            let ranges = change.new.as_ref().map(|node| node.spec.pod_cidrs.clone());
+            own.have(ranges.unwrap_or_default()).await
         } else {
-            other(&change, &config, &links).await
+            other(&change, &own.config, &links).await
         };
         if let Err(error) = result {
             tracing::error!(node = change.key.name, %error, "cannot set up the network");
@@ -84,24 +96,53 @@ async fn follow(nodes: Informer<Node>, config: NodeConfig, pods: watch::Sender<O
     }
 }
 
-/// This node has got its ranges. They never change afterwards.
-async fn own(
-    change: &Change<Node>,
-    config: &NodeConfig,
-    pods: &watch::Sender<Option<Arc<RoutedPods>>>,
-) -> Result<(), NetError> {
-    let Some(node) = change.new.as_ref().filter(|node| !node.spec.pod_cidrs.is_empty()) else { return Ok(()) };
-    if pods.borrow().is_some() {
-        return Ok(());
+/// What becomes of this node's own ranges.
+struct Own {
+    config: NodeConfig,
+    pods: watch::Sender<Option<Arc<RoutedPods>>>,
+    swept: Arc<Mutex<Option<Vec<String>>>>,
+}
+
+impl Own {
+    fn record(&self) -> PathBuf {
+        self.config.directory.with_file_name(RANGES)
     }
-    let ranges = node.spec.pod_cidrs.clone();
-    let script = masquerade(&ranges, &config.pod_ranges);
-    let applied = task::spawn_blocking(move || nft::run(&script)).await;
-    applied.map_err(|error| NetError::System(error.to_string()))??;
-    let address = config.addresses.first().copied();
-    let routed = RoutedPods::open(ranges, address, config.disk.clone(), config.directory.clone()).await?;
-    pods.send_replace(Some(Arc::new(routed)));
-    Ok(())
+
+    async fn resume(&self) -> Result<(), NetError> {
+        let (disk, path) = (self.config.disk.clone(), self.record());
+        let read = task::spawn_blocking(move || disk.read(&path)).await;
+        match read.map_err(|error| NetError::System(error.to_string()))? {
+            Ok(bytes) => match serde_json::from_slice(&bytes) {
+                Ok(ranges) => self.have(ranges).await,
+                Err(error) => Err(NetError::System(format!("{}: {error}", self.record().display()))),
+            },
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(NetError::step(format!("read {}", self.record().display()), error)),
+        }
+    }
+
+    /// The node has its ranges. They never change afterwards.
+    async fn have(&self, ranges: Vec<IpNet>) -> Result<(), NetError> {
+        if ranges.is_empty() || self.pods.borrow().is_some() {
+            return Ok(());
+        }
+        let script = masquerade(&ranges, &self.config.pod_ranges);
+        let (disk, path) = (self.config.disk.clone(), self.record());
+        let text = serde_json::to_vec(&ranges).map_err(|error| NetError::System(error.to_string()))?;
+        let applied = task::spawn_blocking(move || {
+            nft::run(&script)?;
+            disk.replace(&path, &text).map_err(|error| NetError::step(format!("write {}", path.display()), error))
+        });
+        applied.await.map_err(|error| NetError::System(error.to_string()))??;
+        let NodeConfig { addresses, disk, directory, .. } = &self.config;
+        let routed = RoutedPods::open(ranges, addresses.first().copied(), disk.clone(), directory.clone()).await?;
+        let live = self.swept.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(live) = live {
+            routed.sweep(&live).await?;
+        }
+        self.pods.send_replace(Some(Arc::new(routed)));
+        Ok(())
+    }
 }
 
 /// What pods send out of the cluster carries the node's address.
@@ -152,7 +193,15 @@ impl PodNetwork for NodeNetwork {
     }
 
     async fn sweep(&self, live: &[String]) -> Result<(), NetError> {
-        self.ready().await?.sweep(live).await
+        // The sweep belongs to the start, which must not wait for the ranges: they may need this node to be up.
+        let pods = self.pods.borrow().clone();
+        match pods {
+            Some(pods) => pods.sweep(live).await,
+            None => {
+                *self.swept.lock().unwrap_or_else(PoisonError::into_inner) = Some(live.to_vec());
+                Ok(())
+            }
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1::{Container, ObjectFieldSelector, Pod, ResourceFieldSelector};
 
 use crate::pod::PodExt;
-use crate::quantity::{milli, scaled, value};
+use crate::quantity::{milli, value};
 
 /// What of the node shows through.
 #[derive(Clone, Debug, Default)]
@@ -91,25 +91,25 @@ pub fn resource(
     }
     .and_then(|list| list.get(name));
     let fallback = |of_node: i64| if side == "limits" { of_node } else { 0 };
-    let divisor = selector.divisor.as_ref().map_or("1", |divisor| &divisor.0);
+    let divisor = selector.divisor.as_ref();
     let amount = match name {
         "cpu" => {
             let amount = quantity.map_or_else(|| fallback(around.milli_cpu), milli);
-            let divisor = scaled(divisor, 1000).filter(|divisor| *divisor > 0).unwrap_or(1000);
-            (amount + divisor - 1) / divisor
+            rounded_up(amount, divisor.map(milli), 1000)
         }
         "memory" | "ephemeral-storage" => {
             let of_node = if name == "memory" { around.memory } else { around.ephemeral_storage };
-            divided(quantity.map_or_else(|| fallback(of_node), value), divisor)
+            rounded_up(quantity.map_or_else(|| fallback(of_node), value), divisor.map(value), 1)
         }
-        name if name.starts_with("hugepages-") => divided(quantity.map_or(0, value), divisor),
+        name if name.starts_with("hugepages-") => rounded_up(quantity.map_or(0, value), divisor.map(value), 1),
         _ => return Err(unsupported()),
     };
     Ok(amount.to_string())
 }
 
-fn divided(amount: i64, divisor: &str) -> i64 {
-    let divisor = scaled(divisor, 1).filter(|divisor| *divisor > 0).unwrap_or(1);
+/// A divisor that is absent or zero is `one`.
+fn rounded_up(amount: i64, divisor: Option<i64>, one: i64) -> i64 {
+    let divisor = divisor.filter(|divisor| *divisor > 0).unwrap_or(one);
     amount / divisor + i64::from(amount % divisor > 0)
 }
 

@@ -1,6 +1,7 @@
 //! Carries one action of a pod out and says what came of it. No choice is made here: what to do next is the lifecycle's.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ pub struct Context {
     pub events: PodEvents,
     pub mounted: Mounted,
     pub addresses: Vec<IpAddr>,
+    /// The network namespace of the pod's sandbox.
+    pub netns: Option<PathBuf>,
     /// Facts that must be known before the action has ended.
     pub early: mpsc::UnboundedSender<Fact>,
 }
@@ -118,15 +121,13 @@ impl Context {
 
     async fn attach(&self, sandbox: &str, facts: &mut Vec<Fact>) -> Result<(), Trouble> {
         let Self { node, pod, .. } = self;
-        let list = node.parts.runtime.sandboxes().await.map_err(trouble("FailedCreatePodSandBox"))?;
-        let netns = list.into_iter().find(|one| one.id == sandbox).and_then(|one| one.netns);
-        let Some(netns) = netns else {
+        let Some(netns) = &self.netns else {
             return Err(Trouble {
                 reason: "FailedCreatePodSandBox",
                 message: "the sandbox has no network namespace".into(),
             });
         };
-        let link = PodLink { sandbox, netns: &netns, namespace: pod.namespace(), name: pod.name() };
+        let link = PodLink { sandbox, netns, namespace: pod.namespace(), name: pod.name() };
         match node.parts.network.attach(&link).await {
             Ok(addresses) => {
                 self.write_names(&addresses).await?;
@@ -334,7 +335,7 @@ pub async fn observe(node: &Node, pod: &Pod, id: &str) -> Vec<Fact> {
             {
                 facts.push(Fact::Message { container: id.into(), text });
             }
-            facts.push(Fact::Container(status));
+            facts.push(Fact::Container(Box::new(status)));
             facts
         }
         Err(Error::NotFound { .. }) => vec![Fact::ContainerGone(id.into())],

@@ -192,11 +192,6 @@ impl Objects {
         let master = self.services.get(&Key::new("default", "kubernetes"));
         Some((self.services.list_in(namespace), master))
     }
-
-    /// Whether the API has been heard from.
-    pub fn is_connected(&self) -> bool {
-        self.services.has_synced()
-    }
 }
 
 /// What a Service's environment variables are made of.

@@ -305,3 +305,40 @@ async fn a_quiet_pod_costs_no_writes() {
     world.clock.sleep(Duration::from_secs(3600)).await;
     assert_eq!(world.api.patches(), before);
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_node_registers_and_stays_alive() {
+    let world = World::new().await;
+    let mut tasks = sampan_base::task::Group::default();
+    tasks.spawn("heartbeat", crate::heartbeat::run(world.node.clone()));
+    world.clock.sleep(Duration::from_secs(1)).await;
+    let node = world.api.get("nodes", "node-1").expect("registered");
+    assert_eq!(node["metadata"]["labels"]["kubernetes.io/hostname"], "node-1");
+    assert_eq!(node["status"]["allocatable"]["pods"], "110");
+    assert_eq!(node["status"]["addresses"][0]["address"], "192.168.0.1");
+    assert_eq!(condition(&node, "Ready"), "True");
+    let lease = || {
+        world.api.get("leases", "node-1").expect("a lease")["spec"]["renewTime"].as_str().expect("a time").to_owned()
+    };
+    let first = lease();
+    assert_eq!(first.len(), "2030-01-01T00:00:00.000000Z".len());
+    let writes = world.api.patches();
+    world.clock.sleep(Duration::from_secs(100)).await;
+    assert!(lease() > first);
+    let renewals = world.api.patches() - writes;
+    assert!((10..=11).contains(&renewals), "the lease and nothing else: {renewals} writes");
+    world.api.vanish("nodes", "node-1");
+    world.clock.sleep(Duration::from_secs(600)).await;
+    assert!(world.api.get("nodes", "node-1").is_some(), "an agent that runs has a node");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_this_node_cannot_run_fails_without_having_run() {
+    let world = World::new().await;
+    world.machine.behave("app", [Behaviour::default()]);
+    world.api.put("pods", pod("win", json!({"os": {"name": "windows"}})));
+    let failed = world.wait_phase("win", "Failed").await;
+    assert_eq!(failed["status"]["reason"], "PodOSNotSupported");
+    let calls = world.machine.calls();
+    assert!(calls.iter().all(|(call, _)| *call == Operation::List), "{calls:?}");
+}

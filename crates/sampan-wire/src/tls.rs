@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use rustls::client::Resumption;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::server::{ServerSessionMemoryCache, WebPkiClientVerifier};
-use rustls::{ClientConfig, RootCertStore, ServerConfig, crypto};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme, crypto};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use sampan_base::Clock;
 
 use crate::pki::{self, Error, Identity, Subject};
@@ -72,6 +74,57 @@ pub fn client_config(ca_pems: &[&str], identity: Option<&Identity>, http: Http) 
     Ok(Arc::new(config))
 }
 
+/// A client that takes any certificate: for proxied pods and services, whose certificates nobody here can know (upstream
+/// does not check them either). Never for a node or an API server.
+pub fn unverified_client_config() -> Result<Arc<ClientConfig>, Error> {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyServer(provider())))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// Believes every certificate; still checks that the server holds its key.
+#[derive(Debug)]
+struct AnyServer(Arc<crypto::CryptoProvider>);
+
+impl ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        crypto::verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        crypto::verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
 /// The subject of the verified client certificate of a connection; `None` without one, or when it has expired since a
 /// resumed session was verified (a resumption does not verify again).
 pub fn peer(connection: &rustls::CommonState, clock: &Clock) -> Option<Subject> {
@@ -84,7 +137,6 @@ pub fn peer(connection: &rustls::CommonState, clock: &Clock) -> Option<Subject> 
 mod tests {
     use std::time::Duration;
 
-    use rustls_pki_types::ServerName;
     use sampan_base::Dice;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 

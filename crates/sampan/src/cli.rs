@@ -43,9 +43,7 @@ pub enum Command {
     /// Version and build
     Version(Output),
     /// Completion script for a shell
-    Completion {
-        shell: clap_complete::Shell,
-    },
+    Completion { shell: clap_complete::Shell },
     /// Run the control plane in the foreground (what systemd starts)
     Server(Config),
     /// Run the node agent in the foreground (what systemd starts)

@@ -145,9 +145,10 @@ impl Cluster {
         use sampan_base::disk::{Disk, RealDisk};
         let path = self.data.join("cluster.json");
         let text = serde_json::to_vec_pretty(self)?;
-        RealDisk.create_dir_all(&self.data).and_then(|()| RealDisk.replace(&path, &text)).with_context(|| {
-            format!("write {}", path.display())
-        })
+        RealDisk
+            .create_dir_all(&self.data)
+            .and_then(|()| RealDisk.replace(&path, &text))
+            .with_context(|| format!("write {}", path.display()))
     }
 }
 
@@ -185,8 +186,7 @@ pub fn all() -> anyhow::Result<Vec<Cluster>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error).context(format!("read {RUN}")),
     };
-    let mut names: Vec<String> =
-        entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+    let mut names: Vec<String> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
     names.sort();
     names.iter().filter_map(|name| find(name).transpose()).collect()
 }
@@ -214,8 +214,7 @@ pub fn free_index(taken: &[u8], routes: &[IpNet]) -> anyhow::Result<u8> {
             data: PathBuf::new(),
             created: Timestamp::UNIX_EPOCH,
         };
-        let ranges =
-            [probe.node_range().into(), probe.uplink().0.into(), probe.pod_range(), probe.service_range()];
+        let ranges = [probe.node_range().into(), probe.uplink().0.into(), probe.pod_range(), probe.service_range()];
         ranges.iter().any(|range: &IpNet| {
             routes.iter().any(|route| route.prefix_len() > 0 && (route.contains(range) || range.contains(route)))
         })

@@ -20,7 +20,8 @@ pub struct Steps {
 impl Steps {
     pub fn new(clock: Clock) -> Self {
         let now = clock.instant();
-        let color = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let color =
+            std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         Self { started: now, last: now, clock, color, done: Vec::new() }
     }
 
@@ -54,9 +55,10 @@ pub fn text(duration: Duration) -> String {
 
 pub fn version(options: &cli::Output) {
     let version = env!("CARGO_PKG_VERSION");
+    let api = sampan_apiserver::Version::default().git_version;
     if options.output.is_some() {
-        println!("{}", json!({"version": version, "kubernetes": sampan_apiserver::KUBERNETES_VERSION}));
+        println!("{}", json!({"version": version, "api": api}));
     } else {
-        println!("sampan {version} (Kubernetes API {})", sampan_apiserver::KUBERNETES_VERSION);
+        println!("sampan {version} (API {api})");
     }
 }

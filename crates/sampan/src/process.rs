@@ -71,7 +71,10 @@ impl Handle {
 
     /// Waits for the end of the process. A child stays a zombie until it is reaped.
     pub async fn ended(&self) -> io::Result<()> {
-        let fd = AsyncFd::with_interest(self.0.as_fd().try_clone_to_owned()?, tokio::io::Interest::READABLE)?;
+        // SAFETY: the descriptor is owned by the registration and closed after it has ended.
+        let fd = unsafe {
+            AsyncFd::register_with_interest(self.0.as_fd().try_clone_to_owned()?, tokio::io::Interest::READABLE)?
+        };
         let _ready = fd.readable().await?;
         Ok(())
     }

@@ -1,8 +1,6 @@
 //! The managers of an object's fields: reading and writing `metadata.managedFields`, and who gains and loses what when
 //! an object changes (`structured-merge-diff` package `merge`, `apimachinery/pkg/util/managedfields`).
 
-use std::collections::BTreeMap;
-
 use serde_json::{Map, Value, json};
 
 use super::set::Set;
@@ -46,7 +44,11 @@ impl Manager {
             && (self.operation == Operation::Apply || self.api_version == other.api_version)
     }
 
-    fn decode(entry: &Value) -> Option<Self> {
+    fn identity(&self) -> (&str, &str, &str) {
+        (&self.name, &self.api_version, &self.subresource)
+    }
+
+    fn decode(entry: &Value, own: bool) -> Option<Self> {
         let text = |key: &str| entry.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
         let operation = match text("operation").as_str() {
             "Apply" => Operation::Apply,
@@ -62,11 +64,11 @@ impl Manager {
             api_version: text("apiVersion"),
             subresource: text("subresource"),
             time: text("time"),
-            fields: Set::from_json(entry.get("fieldsV1").unwrap_or(&json!({})))?,
+            fields: Set::from_json(entry.get("fieldsV1").unwrap_or(&json!({})), own)?,
         })
     }
 
-    fn encode(&self) -> Value {
+    fn encode(self) -> Value {
         let mut entry = Map::new();
         let texts = [
             ("manager", self.name.as_str()),
@@ -79,7 +81,7 @@ impl Manager {
         for (key, text) in texts.into_iter().filter(|(_, text)| !text.is_empty()) {
             entry.insert(key.into(), text.into());
         }
-        entry.insert("fieldsV1".into(), self.fields.to_json());
+        entry.insert("fieldsV1".into(), self.fields.into_json());
         Value::Object(entry)
     }
 }
@@ -89,11 +91,13 @@ impl Manager {
 pub struct Managers(Vec<Manager>);
 
 impl Managers {
-    /// `None` when an entry is not of a known form.
-    pub fn decode(entries: Option<&Value>) -> Option<Self> {
+    /// `None` when an entry is not of a known form. `own`: they are as they were encoded here.
+    pub fn decode(entries: Option<&Value>, own: bool) -> Option<Self> {
         match entries {
             None | Some(Value::Null) => Some(Self::default()),
-            Some(Value::Array(entries)) => entries.iter().map(Manager::decode).collect::<Option<Vec<_>>>().map(Self),
+            Some(Value::Array(entries)) => {
+                entries.iter().map(|entry| Manager::decode(entry, own)).collect::<Option<Vec<_>>>().map(Self)
+            }
             Some(_) => None,
         }
     }
@@ -101,38 +105,26 @@ impl Managers {
     /// `None` when there is none.
     pub fn encode(mut self) -> Option<Value> {
         self.0.sort_by(|a, b| {
-            let key = |one: &Manager| {
-                let Manager { time, name, api_version, subresource, .. } = one.clone();
-                (one.operation.as_str(), time, name, api_version, subresource)
-            };
-            key(a).cmp(&key(b))
+            let order = a.operation.cmp(&b.operation).then_with(|| a.time.cmp(&b.time));
+            order.then_with(|| a.identity().cmp(&b.identity()))
         });
-        (!self.0.is_empty()).then(|| self.0.iter().map(Manager::encode).collect())
+        (!self.0.is_empty()).then(|| self.0.into_iter().map(Manager::encode).collect())
     }
 
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The same entries but for their times.
-    pub fn same_but_times(&self, other: &Self) -> bool {
-        let timeless = |managers: &Self| {
-            let entry = |one: &Manager| (one.encode_key(), one.fields.clone());
-            managers.0.iter().map(entry).collect::<BTreeMap<_, _>>()
-        };
-        timeless(self) == timeless(other)
-    }
-
-    pub fn map_fields(&mut self, change: impl Fn(&Set) -> Set) {
+    pub fn change_fields(&mut self, change: impl Fn(&mut Set)) {
         for manager in &mut self.0 {
-            manager.fields = change(&manager.fields);
+            change(&mut manager.fields);
         }
-        self.drop_empty();
+        self.0.retain(|manager| !manager.fields.is_empty());
     }
 
     /// All fields that anyone manages.
     pub fn union(&self) -> Set {
-        self.0.iter().fold(Set::default(), |all, manager| all.union(&manager.fields))
+        self.0.iter().fold(Set::default(), |all, manager| all.union(manager.fields.clone()))
     }
 
     /// Takes out the entry of `who`.
@@ -147,9 +139,8 @@ impl Managers {
         }
     }
 
-    /// Who else manages fields that changed.
-    pub fn conflicts(&self, difference: &Difference) -> Vec<Conflict> {
-        let changed = difference.modified.clone().union(&difference.added);
+    /// Who manages fields that are to change.
+    pub fn conflicts(&self, changed: &Set) -> Vec<Conflict> {
         let conflict = |manager: &Manager, path: Vec<&str>| Conflict {
             manager: manager.name.clone(),
             operation: manager.operation,
@@ -158,39 +149,42 @@ impl Managers {
             path: path.into_iter().map(str::to_owned).collect(),
         };
         let of = |manager: &Manager| {
-            let shared = manager.fields.intersection(&changed);
+            let shared = manager.fields.intersection(changed);
             shared.paths().into_iter().map(|path| conflict(manager, path)).collect::<Vec<_>>()
         };
         self.0.iter().flat_map(of).collect()
     }
 
-    /// All lose what changed or went.
-    pub fn lose(&mut self, difference: &Difference) {
-        let changed = difference.modified.clone().union(&difference.added);
-        self.map_fields(|fields| fields.difference(&changed).difference(&difference.removed));
+    /// All lose what changed and what went.
+    pub fn lose(&mut self, changed: &Set, removed: &Set) {
+        self.change_fields(|fields| {
+            fields.subtract(changed);
+            fields.subtract(removed);
+        });
     }
 
-    /// Records an update by `who`: it gains what changed, all others lose it. `never`: fields that nobody manages.
-    pub fn update(&mut self, who: Manager, difference: &Difference, ignored: &Set, never: &Set) {
-        self.lose(difference);
-        let gained = difference.modified.clone().union(&difference.added);
-        let gained = gained.without_branches(ignored).difference(never);
-        if !gained.is_empty() {
+    /// Records an update by `who`: it gains what changed, all others lose it. `ignored` with all below and `never` are
+    /// fields that it can't gain.
+    pub fn update(&mut self, who: Manager, difference: Difference, ignored: &Set, never: &Set) {
+        let (mut changed, removed) = difference.into_changed_and_removed();
+        self.lose(&changed, &removed);
+        changed.subtract_branches(ignored);
+        changed.subtract(never);
+        if !changed.is_empty() {
             let before = self.take(&who).map(|manager| manager.fields).unwrap_or_default();
-            self.put(Manager { fields: before.union(&gained), ..who });
+            self.put(Manager { fields: before.union(changed), ..who });
         }
         self.cap();
     }
 
-    fn drop_empty(&mut self) {
-        self.0.retain(|manager| !manager.fields.is_empty());
-    }
-
     /// Merges the oldest updates of each version until few enough are left.
     fn cap(&mut self) {
+        if self.0.len() <= UPDATE_MANAGERS {
+            return;
+        }
         let (mut updates, mut kept): (Vec<Manager>, Vec<Manager>) =
             std::mem::take(&mut self.0).into_iter().partition(|one| one.operation == Operation::Update);
-        updates.sort_by(|a, b| (&a.time, a.encode_key()).cmp(&(&b.time, b.encode_key())));
+        updates.sort_by(|a, b| (&a.time, a.identity()).cmp(&(&b.time, b.identity())));
         let mut excess = updates.len().saturating_sub(UPDATE_MANAGERS);
         let mut oldest: Vec<Manager> = Vec::new();
         for manager in updates {
@@ -198,7 +192,7 @@ impl Managers {
                 Some(bucket) if excess > 0 => {
                     bucket.name = ANCIENT.into();
                     bucket.subresource = String::new();
-                    bucket.fields = std::mem::take(&mut bucket.fields).union(&manager.fields);
+                    bucket.fields = std::mem::take(&mut bucket.fields).union(manager.fields);
                     bucket.time = manager.time;
                     excess -= 1;
                 }
@@ -208,11 +202,5 @@ impl Managers {
         }
         kept.extend(oldest);
         self.0 = kept;
-    }
-}
-
-impl Manager {
-    fn encode_key(&self) -> (&'static str, String, String, String) {
-        (self.operation.as_str(), self.name.clone(), self.api_version.clone(), self.subresource.clone())
     }
 }

@@ -43,19 +43,31 @@ pub struct Difference {
 }
 
 impl Difference {
-    fn put(&mut self, element: &str, child: Self) {
-        self.added.put(element.into(), child.added);
-        self.removed.put(element.into(), child.removed);
-        self.modified.put(element.into(), child.modified);
+    fn put(&mut self, element: impl FnOnce() -> String, child: Self) {
+        if child.added.is_empty() && child.removed.is_empty() && child.modified.is_empty() {
+            return;
+        }
+        let element = element();
+        if !child.removed.is_empty() {
+            self.removed.put(element.clone(), child.removed);
+        }
+        if !child.modified.is_empty() {
+            self.modified.put(element.clone(), child.modified);
+        }
+        self.added.put(element, child.added);
     }
 
     /// Leaves out the fields `ignored` and all below them.
-    pub fn without(&self, ignored: &Set) -> Self {
-        Self {
-            added: self.added.without_branches(ignored),
-            removed: self.removed.without_branches(ignored),
-            modified: self.modified.without_branches(ignored),
+    pub fn without(mut self, ignored: &Set) -> Self {
+        for set in [&mut self.added, &mut self.removed, &mut self.modified] {
+            set.subtract_branches(ignored);
         }
+        self
+    }
+
+    /// What was added or modified, and what was removed.
+    pub fn into_changed_and_removed(self) -> (Set, Set) {
+        (self.modified.union(self.added), self.removed)
     }
 }
 
@@ -79,6 +91,17 @@ impl Misfit {
 }
 
 const NULL: &Value = &Value::Null;
+
+/// The items of one key: seldom more than one.
+type Group<'v> = smallvec::SmallVec<[&'v Value; 1]>;
+
+fn names(value: &Value) -> impl Iterator<Item = &String> {
+    value.as_object().into_iter().flat_map(Map::keys)
+}
+
+fn items(value: &Value) -> &[Value] {
+    value.as_array().map(Vec::as_slice).unwrap_or_default()
+}
 
 pub struct Typed<'a> {
     pub schema: &'a Schema,
@@ -235,8 +258,8 @@ impl<'a> Typed<'a> {
         Err(Misfit::new(format!("expected {wanted}, got {value}")))
     }
 
-    fn grouped<'v>(&self, shape: Shape<'a>, items: &'v [Value]) -> Result<BTreeMap<String, Vec<&'v Value>>, Misfit> {
-        let mut groups: BTreeMap<String, Vec<&'v Value>> = BTreeMap::new();
+    fn grouped<'v>(&self, shape: Shape<'a>, items: &'v [Value]) -> Result<BTreeMap<String, Group<'v>>, Misfit> {
+        let mut groups: BTreeMap<String, Group<'v>> = BTreeMap::new();
         for (index, item) in items.iter().enumerate() {
             let element = self
                 .element(shape, item)
@@ -292,31 +315,36 @@ impl<'a> Typed<'a> {
     }
 
     fn compare_maps(&self, shape: Shape<'a>, old: &Value, new: &Value, out: &mut Difference) -> Result<(), Misfit> {
-        let keys =
-            |value: &'_ Value| value.as_object().into_iter().flat_map(Map::keys).cloned().collect::<BTreeSet<_>>();
-        for name in keys(old).union(&keys(new)) {
+        let gone = names(old).filter(|name| new.get(*name).is_none());
+        for name in names(new).chain(gone) {
             let (mut left, mut right) = (old.get(name), new.get(name));
-            let implied = match shape {
-                Shape::Struct(fields) => fields.field(name).and_then(|field| self.always_there(field)),
+            if left == right {
+                continue;
+            }
+            let field = match shape {
+                Shape::Struct(fields) if left.is_none() || right.is_none() => fields.field(name),
                 _ => None,
             };
-            left = left.or(implied.as_ref());
-            right = right.or(implied.as_ref());
-            let element = field_element(name);
-            let child = self.compare(self.child(shape, name), left, right).map_err(|misfit| misfit.below(&element))?;
-            out.put(&element, child);
+            let implied = field.and_then(|field| self.always_there(field));
+            // Of an object that is not there nothing is.
+            left = left.or(implied.as_ref().filter(|_| old.is_object()));
+            right = right.or(implied.as_ref().filter(|_| new.is_object()));
+            let child = self
+                .compare(self.child(shape, name), left, right)
+                .map_err(|misfit| misfit.below(&field_element(name)))?;
+            out.put(|| field_element(name), child);
         }
         Ok(())
     }
 
     /// Items that share a key are compared as one.
     fn compare_lists(&self, shape: Shape<'a>, old: &Value, new: &Value, out: &mut Difference) -> Result<(), Misfit> {
-        let items = |value: &'_ Value| value.as_array().map(Vec::as_slice).unwrap_or_default().to_vec();
-        let (old, new) = (items(old), items(new));
-        let (mut left, mut right) = (self.grouped(shape, &old)?, self.grouped(shape, &new)?);
-        let elements: BTreeSet<String> = left.keys().chain(right.keys()).cloned().collect();
-        for element in elements {
-            let (left, right) = (left.remove(&element).unwrap_or_default(), right.remove(&element).unwrap_or_default());
+        let (left, mut right) = (self.grouped(shape, items(old))?, self.grouped(shape, items(new))?);
+        let both: Vec<_> = left.into_iter().map(|(element, left)| (right.remove(&element), element, left)).collect();
+        let pairs = both.into_iter().map(|(right, element, left)| (element, left, right.unwrap_or_default()));
+        for (element, left, right) in
+            pairs.chain(right.into_iter().map(|(element, right)| (element, Group::default(), right)))
+        {
             let mut child = match (left.as_slice(), right.as_slice()) {
                 ([] | [_], [] | [_]) => self.compare(self.item(shape), left.first().copied(), right.first().copied()),
                 ([_, _, ..], [_, _, ..]) => {
@@ -332,7 +360,7 @@ impl<'a> Typed<'a> {
             .map_err(|misfit| misfit.below(&element))?;
             child.removed.member |= left.len() >= 2 && right.len() < 2;
             child.added.member |= right.len() >= 2 && left.len() < 2;
-            out.put(&element, child);
+            out.put(|| element, child);
         }
         Ok(())
     }
@@ -452,41 +480,40 @@ impl<'a> Typed<'a> {
     }
 
     /// Adds every struct field that has members below it.
-    pub fn with_named_fields(&self, ty: Ty, set: &Set) -> Set {
-        let mut out = Set { member: set.member, children: BTreeMap::new() };
-        let ty_of = |element: &str| match (ty.map(|ty| self.schema.get(ty)), element.split_once(':')) {
-            (Some(Type::Struct(fields)), Some(("f", name))) => fields.field(name).map(|field| (field.ty, true)),
-            (Some(Type::Map(map)), Some(("f", _))) => Some((map.value, false)),
-            (Some(Type::List(list)), Some(("k", _))) => Some((list.item, false)),
-            _ => None,
-        };
-        for (element, child) in &set.children {
-            let (ty, named) = ty_of(element).map_or((None, false), |(ty, named)| (Some(ty), named));
-            let mut child = self.with_named_fields(ty, child);
+    pub fn name_fields(&self, ty: Ty, set: &mut Set) {
+        for (element, child) in &mut set.children {
+            let (ty, named) = self.step(ty, element);
+            self.name_fields(ty, child);
             child.member |= named;
-            out.put(element.clone(), child);
         }
-        out
+    }
+
+    /// The type that a path element leads to, and whether it is a struct's field.
+    fn step(&self, ty: Ty, element: &str) -> (Ty, bool) {
+        match (ty.map(|ty| self.schema.get(ty)), element.split_once(':')) {
+            (Some(Type::Struct(fields)), Some(("f", name))) => {
+                fields.field(name).map_or((None, false), |field| (Some(field.ty), true))
+            }
+            (Some(Type::Map(map)), Some(("f", _))) => (Some(map.value), false),
+            (Some(Type::List(list)), Some(("k", _))) => (Some(list.item), false),
+            _ => (None, false),
+        }
     }
 
     /// Fits a recorded set to the present schema: of what has become atomic the whole is owned, nothing below it.
-    pub fn reconciled(&self, ty: Ty, set: &Set) -> Set {
-        let shape = ty.map(|ty| self.shape(Some(ty), NULL));
-        let atomic = matches!(ty.map(|ty| self.schema.get(ty)), Some(Type::List(_) | Type::Map(_) | Type::Struct(_)))
-            && matches!(shape, Some(Shape::Leaf));
-        if atomic && !set.is_empty() {
-            return Set::leaf();
+    pub fn reconcile(&self, ty: Ty, set: &mut Set) {
+        if set.children.is_empty() {
+            return;
         }
-        let mut out = Set { member: set.member, children: BTreeMap::new() };
-        for (element, child) in &set.children {
-            let ty = match (shape, element.split_once(':')) {
-                (Some(shape), Some(("f", name))) => self.child(shape, name),
-                (Some(shape), Some(("k", _))) => self.item(shape),
-                _ => None,
-            };
-            out.put(element.clone(), self.reconciled(ty, child));
+        let container =
+            matches!(ty.map(|ty| self.schema.get(ty)), Some(Type::List(_) | Type::Map(_) | Type::Struct(_)));
+        if container && matches!(self.shape(ty, NULL), Shape::Leaf) {
+            *set = Set::leaf();
+            return;
         }
-        out
+        for (element, child) in &mut set.children {
+            self.reconcile(self.step(ty, element).0, child);
+        }
     }
 }
 

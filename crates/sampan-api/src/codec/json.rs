@@ -507,3 +507,154 @@ impl<'de> Visitor<'de> for Seed<'_, '_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::{MediaType, decode, type_meta};
+    use super::*;
+
+    fn decoded(name: &str, body: &str) -> Result<Decoded, String> {
+        let schema = table::load([name]);
+        let root = schema.named(name).unwrap();
+        decode(&schema, root, MediaType::Json, body.as_bytes()).map_err(|error| error.to_string())
+    }
+
+    fn error(name: &str, body: &str) -> String {
+        decoded(name, body).unwrap_err()
+    }
+
+    const DEPLOYMENT: &str = "io.k8s.api.apps.v1.Deployment";
+    const POD: &str = "io.k8s.api.core.v1.Pod";
+
+    #[test]
+    fn wrong_types_are_worded_as_upstream_does() {
+        let prefix = "json: cannot unmarshal";
+        for (name, body, message) in [
+            (
+                DEPLOYMENT,
+                r#"{"spec":{"replicas":"3"}}"#,
+                "string into Go struct field DeploymentSpec.spec.replicas of type int32",
+            ),
+            (
+                DEPLOYMENT,
+                r#"{"spec":{"replicas":1.5}}"#,
+                "number 1.5 into Go struct field DeploymentSpec.spec.replicas of type int32",
+            ),
+            (
+                DEPLOYMENT,
+                r#"{"spec":{"replicas":3000000000}}"#,
+                "number 3000000000 into Go struct field DeploymentSpec.spec.replicas of type int32",
+            ),
+            (
+                POD,
+                r#"{"metadata":{"labels":{"a":1}}}"#,
+                "number into Go struct field ObjectMeta.metadata.labels of type string",
+            ),
+            (
+                POD,
+                r#"{"spec":{"containers":{}}}"#,
+                "object into Go struct field PodSpec.spec.containers of type []v1.Container",
+            ),
+            (
+                POD,
+                r#"{"spec":{"containers":["a"]}}"#,
+                "string into Go struct field PodSpec.spec.containers of type v1.Container",
+            ),
+            (
+                POD,
+                r#"{"spec":{"restartPolicy":true}}"#,
+                "bool into Go struct field PodSpec.spec.restartPolicy of type v1.RestartPolicy",
+            ),
+            (POD, "[]", "array into Go value of type v1.Pod"),
+        ] {
+            assert_eq!(error(name, body), format!("{prefix} {message}"));
+        }
+    }
+
+    #[test]
+    fn malformed_texts_are_worded_as_upstream_does() {
+        assert_eq!(
+            error(POD, r#"{"spec":{"containers":[{"resources":{"limits":{"cpu":"x"}}}]}}"#),
+            "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
+        );
+        assert_eq!(error("io.k8s.api.core.v1.Secret", r#"{"data":{"a":"x"}}"#), "illegal base64 data at input byte 0");
+        assert_eq!(error(POD, "{"), "unexpected end of JSON input");
+    }
+
+    #[test]
+    fn unknown_and_duplicate_fields_are_pruned_and_reported() {
+        let body = r#"{"spec":{"foo":1,"containers":[{"name":"a","bar":{"x":1},"name":"b"}]},"metadata":{"labels":{"a":"1","a":"2"}},"extra":[]}"#;
+        let found = decoded(POD, body).unwrap();
+        assert_eq!(
+            found.problems,
+            [
+                r#"unknown field "spec.foo""#,
+                r#"unknown field "spec.containers[0].bar""#,
+                r#"duplicate field "spec.containers[0].name""#,
+                r#"duplicate field "metadata.labels.a""#,
+                r#"unknown field "extra""#,
+            ]
+        );
+        assert_eq!(found.object, json!({"spec": {"containers": [{"name": "b"}]}, "metadata": {"labels": {"a": "2"}}}));
+    }
+
+    #[test]
+    fn null_is_unset_and_names_are_case_sensitive() {
+        let found =
+            decoded(POD, r#"{"spec":null,"Metadata":{},"metadata":{"creationTimestamp":null,"labels":{"a":null}}}"#);
+        let found = found.unwrap();
+        assert_eq!(found.object, json!({"metadata": {"labels": {"a": ""}}}));
+        assert_eq!(found.problems, [r#"unknown field "Metadata""#]);
+    }
+
+    #[test]
+    fn scalars_become_canonical() {
+        let body = r#"{"spec":{"containers":[{"resources":{"limits":{"cpu":0.5,"memory":"1024Mi"}}}]},
+            "metadata":{"creationTimestamp":"2026-11-23T21:30:00+01:00"}}"#;
+        let object = decoded(POD, body).unwrap().object;
+        assert_eq!(object["spec"]["containers"][0]["resources"]["limits"], json!({"cpu": "500m", "memory": "1Gi"}));
+        assert_eq!(object["metadata"]["creationTimestamp"], "2026-11-23T20:30:00Z");
+    }
+
+    #[test]
+    fn schemas_in_a_definition_may_take_other_shapes() {
+        let name = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinition";
+        let schema = json!({"type": "object", "additionalProperties": false, "properties": {
+            "a": {"type": "array", "items": {"type": "string", "nonsense": 1}}, "b": {"default": {"x": [1]}}}});
+        let body = json!({"spec": {"versions": [{"name": "v1", "schema": {"openAPIV3Schema": schema}}]}});
+        let found = decoded(name, &body.to_string()).unwrap();
+        let kept = &found.object["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+        assert_eq!(kept["additionalProperties"], json!(false));
+        assert_eq!(kept["properties"]["a"]["items"], json!({"type": "string"}));
+        assert_eq!(kept["properties"]["b"]["default"], json!({"x": [1]}));
+    }
+
+    #[test]
+    fn yaml_reads_as_json_does() {
+        let schema = table::load([DEPLOYMENT]);
+        let root = schema.named(DEPLOYMENT).unwrap();
+        let body = b"apiVersion: apps/v1\nkind: Deployment\nspec:\n  replicas: 3\n  nonsense: 1\n";
+        let found = decode(&schema, root, MediaType::Yaml, body).unwrap();
+        assert_eq!(found.object["spec"], json!({"replicas": 3}));
+        assert_eq!(found.problems, [r#"unknown field "spec.nonsense""#]);
+        assert_eq!(type_meta(MediaType::Yaml, body), Ok(("apps/v1".into(), "Deployment".into())));
+        let wrong = decode(&schema, root, MediaType::Yaml, b"spec: {replicas: x}").unwrap_err();
+        assert_eq!(
+            wrong.to_string(),
+            "json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32"
+        );
+    }
+
+    #[test]
+    fn custom_resources_keep_what_has_the_wrong_type() {
+        let (schema, root) = crate::testing::schema(json!({"fields": {"spec": {"fields": {"n": "int"}}}}));
+        let body = br#"{"spec":{"n":"x","other":1,"n":null}}"#;
+        let found = decode(&schema, root, MediaType::Json, body).unwrap();
+        assert_eq!(found.object, json!({"spec": {"n": null}}));
+        assert_eq!(found.problems, [r#"unknown field "spec.other""#, r#"duplicate field "spec.n""#]);
+        let wrong = decode(&schema, root, MediaType::Json, br#"{"spec":{"n":"x"}}"#).unwrap();
+        assert_eq!(wrong.object, json!({"spec": {"n": "x"}}));
+    }
+}

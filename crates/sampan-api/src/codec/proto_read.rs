@@ -76,15 +76,21 @@ fn message(
         return Err(ProtoError::TooDeep);
     }
     let mut reader = Reader::new(bytes);
+    // Fields mostly come in their order, so the search begins after the last one found.
+    let mut next = 0;
     while let Some((number, payload)) = reader.next()? {
-        let mut inline = false;
-        let found = structure.fields.iter().find(|field| {
-            let Some(proto) = &field.proto else { return false };
-            let Some(deeper) = proto.inline.strip_prefix(inside.as_slice()) else { return false };
-            inline = deeper.first() == Some(&number);
-            inline || (deeper.is_empty() && proto.number == number)
+        let (before, after) = structure.fields.split_at(next);
+        let found = after.iter().chain(before).position(|field| {
+            field.proto.as_ref().is_some_and(|proto| {
+                proto.inline.get(inside.len()).copied().unwrap_or(proto.number) == number
+                    && proto.inline.starts_with(inside)
+            })
         });
-        let Some(field) = found else { continue };
+        let Some(found) = found else { continue };
+        let index = (next + found) % structure.fields.len();
+        let field = &structure.fields[index];
+        next = index;
+        let inline = field.proto.as_ref().is_some_and(|proto| proto.inline.len() > inside.len());
         if inline {
             inside.push(number);
             message(schema, structure, payload.bytes(&structure.name)?, inside, object, depth + 1)?;
@@ -140,7 +146,8 @@ fn field(
         }
         _ => {
             let value = single(schema, field.ty, payload, name, depth)?;
-            if !value.is_null() && !(field.omit_empty && is_empty(schema, field, &value)) {
+            let omitted = field.omit_empty && is_empty(schema, field, &value);
+            if !value.is_null() && !omitted {
                 object.insert(name.into(), value);
             }
         }

@@ -307,3 +307,56 @@ enum Level {
 fn is_object_meta(field: &Field, structure: &StructType) -> bool {
     field.name == METADATA && structure.field("ownerReferences").is_some()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::schema::table;
+
+    fn written(name: &str, object: &Value) -> (String, Option<u32>) {
+        let schema = table::load([name]);
+        let encoded = encode(&schema, schema.named(name).unwrap(), object);
+        (String::from_utf8(encoded.bytes).unwrap(), encoded.stamp)
+    }
+
+    #[test]
+    fn a_sparse_object_is_completed_as_go_does() {
+        let object = json!({"spec": {"containers": [{"name": "a<b"}], "hostNetwork": false, "priority": 0}, "kind": "Pod",
+            "metadata": {"name": "a", "resourceVersion": "7"}, "apiVersion": "v1"});
+        let (text, stamp) = written("io.k8s.api.core.v1.Pod", &object);
+        assert_eq!(
+            text,
+            r#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"a","resourceVersion":""},"spec":{"containers":[{"name":"a\u003cb","resources":{}}],"priority":0},"status":{}}"#
+        );
+        assert_eq!(&text[stamp.unwrap() as usize..][..1], "\"");
+        assert!(text[..stamp.unwrap() as usize].ends_with(r#""resourceVersion":""#));
+    }
+
+    #[test]
+    fn what_omitempty_does_not_cover_is_written() {
+        let role = written("io.k8s.api.rbac.v1.Role", &json!({"metadata": {"name": "r"}})).0;
+        assert_eq!(role, r#"{"metadata":{"name":"r","resourceVersion":""},"rules":null}"#);
+        let event = written("io.k8s.api.core.v1.Event", &json!({})).0;
+        assert!(event.contains(r#""firstTimestamp":null,"lastTimestamp":null"#));
+        assert!(event.contains(r#""eventTime":null"#) && !event.contains("creationTimestamp"));
+    }
+
+    #[test]
+    fn custom_resources_are_sorted_and_stamped() {
+        let (schema, root) = crate::testing::schema(json!({"fields": {"spec": {"fields": {"b": "int", "a": "int"}}}}));
+        let object = json!({"spec": {"b": 1, "a": 2}, "metadata": {"uid": "u", "name": "n"}, "kind": "K"});
+        let encoded = encode(&schema, root, &object);
+        let text = String::from_utf8(encoded.bytes).unwrap();
+        assert_eq!(text, r#"{"kind":"K","metadata":{"name":"n","resourceVersion":"","uid":"u"},"spec":{"a":2,"b":1}}"#);
+        assert!(text[..encoded.stamp.unwrap() as usize].ends_with(r#""resourceVersion":""#));
+    }
+
+    #[test]
+    fn strings_are_escaped_as_go_does() {
+        let map = json!({"data": {"k": "\u{2028}\u{1}\u{8}\n\"\\&>é"}});
+        let text = written("io.k8s.api.core.v1.ConfigMap", &map).0;
+        assert!(text.contains("\"data\":{\"k\":\"\\u2028\\u0001\\b\\n\\\"\\\\\\u0026\\u003eé\"}"), "{text}");
+    }
+}

@@ -442,6 +442,47 @@ mod tests {
     }
 
     #[test]
+    fn built_in_kinds_have_their_rules() {
+        let kinds = crate::kind::builtin();
+        let patched = |group: &str, resource: &str, document: Value, patch: Value| {
+            let kind = kinds.resource(group, "v1", resource).expect("built in");
+            let mut document = document;
+            strategic(&kind.schema, kind.root, &mut document, &patch).map(|()| document)
+        };
+        // Ports merge by number alone, though two protocols may share one.
+        let template = |ports: Value| json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": "i", "ports": ports}]}}}});
+        let document = template(json!([{"containerPort": 80, "protocol": "TCP"}]));
+        let patch = json!({"spec": {"template": {"spec": {
+            "$setElementOrder/containers": [{"name": "c"}],
+            "containers": [{"name": "c", "ports": [{"containerPort": 80, "name": "web"}]}]}}}});
+        assert_eq!(
+            patched("apps", "deployments", document, patch),
+            Ok(template(json!([{"containerPort": 80, "protocol": "TCP", "name": "web"}])))
+        );
+        assert_eq!(
+            patched(
+                "policy",
+                "poddisruptionbudgets",
+                json!({"spec": {"selector": {"matchLabels": {"a": "b"}}}}),
+                json!({"spec": {"selector": {"matchLabels": {"c": "d"}}}}),
+            ),
+            Ok(json!({"spec": {"selector": {"matchLabels": {"c": "d"}}}}))
+        );
+        assert_eq!(
+            patched(
+                "",
+                "pods",
+                json!({"metadata": {"finalizers": ["a", "b"]}, "spec": {"tolerations": [{"key": "a"}]}}),
+                json!({
+                    "metadata": {"$deleteFromPrimitiveList/finalizers": ["a"]},
+                    "spec": {"tolerations": [{"key": "b"}]},
+                }),
+            ),
+            Ok(json!({"metadata": {"finalizers": ["b"]}, "spec": {"tolerations": [{"key": "b"}]}}))
+        );
+    }
+
+    #[test]
     fn refused_patches_change_nothing() {
         let live = json!({"containers": [{"name": "a", "image": "1"}], "labels": {}});
         for (patch, code) in [

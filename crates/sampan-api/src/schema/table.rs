@@ -18,9 +18,11 @@ const TYPE_META: &str = "meta.v1.TypeMeta";
 const SPECIAL: [&str; 4] =
     ["JSONSchemaPropsOrBool", "JSONSchemaPropsOrArray", "JSONSchemaPropsOrStringArray", "GroupVersion"];
 
-/// Where each type stands in the text, by short name (`core.v1.Pod`).
+/// Where each type stands in the text, by short package and name (`core.v1`, `Pod`).
 struct Index {
-    places: HashMap<String, Place>,
+    places: HashMap<&'static str, HashMap<&'static str, Place>>,
+    /// Short and full package names.
+    packages: Vec<(&'static str, &'static str)>,
 }
 
 #[derive(Clone, Copy)]
@@ -36,7 +38,8 @@ struct Place {
 
 impl Index {
     fn read(text: &'static str) -> Self {
-        let mut places = HashMap::with_capacity(1300);
+        let mut places: HashMap<&str, HashMap<&str, Place>> = HashMap::with_capacity(80);
+        let mut packages = Vec::with_capacity(80);
         let (mut package, mut short) = ("", "");
         let mut rest = text;
         while let Some((line, after)) = rest.split_once('\n') {
@@ -44,18 +47,34 @@ impl Index {
             if line.is_empty() || line.starts_with('#') {
             } else if let Some(names) = line.strip_prefix("package ") {
                 (short, package) = names.split_once(' ').expect("a package has a short and a full name");
+                packages.push((short, package));
             } else {
                 let end = body_length(after);
                 let name = line.split(' ').next().unwrap_or_default();
-                places.insert(format!("{short}.{name}"), Place { package, short, head: line, body: &after[..end] });
+                places
+                    .entry(short)
+                    .or_default()
+                    .insert(name, Place { package, short, head: line, body: &after[..end] });
                 rest = &after[end..];
             }
         }
-        Self { places }
+        Self { places, packages }
+    }
+
+    fn find(&self, short_name: &str) -> Option<&Place> {
+        let (short, name) = short_name.rsplit_once('.')?;
+        self.places.get(short)?.get(name)
     }
 
     fn place(&self, short_name: &str) -> Place {
-        *self.places.get(short_name).unwrap_or_else(|| panic!("schema/types.txt lacks {short_name}"))
+        *self.find(short_name).unwrap_or_else(|| panic!("schema/types.txt lacks {short_name}"))
+    }
+
+    /// The type of a full name (`io.k8s.api.core.v1.Pod`).
+    fn find_full(&self, full: &str) -> Option<Place> {
+        let (package, name) = full.rsplit_once('.')?;
+        let (short, _) = self.packages.iter().find(|(_, full)| *full == package)?;
+        self.places.get(short)?.get(name).copied()
     }
 }
 
@@ -133,12 +152,10 @@ struct Builder<'a> {
 /// The arena of these types (full names, `io.k8s.api.core.v1.Pod`) and all they reach.
 pub fn load<'a>(roots: impl IntoIterator<Item = &'a str>) -> Schema {
     let index = Index::read(TYPES);
-    let by_full: HashMap<String, &str> =
-        index.places.iter().map(|(short, place)| (place.full_name(), short.as_str())).collect();
     let mut builder = Builder::new(&index);
     for root in roots {
-        let short = by_full.get(root).unwrap_or_else(|| panic!("schema/types.txt lacks {root}"));
-        builder.named(short, false);
+        let place = index.find_full(root).unwrap_or_else(|| panic!("schema/types.txt lacks {root}"));
+        builder.placed(place, false);
     }
     builder.finish()
 }
@@ -146,21 +163,25 @@ pub fn load<'a>(roots: impl IntoIterator<Item = &'a str>) -> Schema {
 /// The arena of every published type.
 pub fn load_all() -> Schema {
     let index = Index::read(TYPES);
-    let mut names: Vec<&String> = index.places.keys().collect();
-    names.sort();
+    let mut all: Vec<Place> = index.places.values().flat_map(HashMap::values).copied().collect();
+    all.sort_by_key(|place| (place.package, place.name()));
     let mut builder = Builder::new(&index);
-    for name in names {
-        builder.named(name, false);
+    for place in all {
+        builder.placed(place, false);
     }
     builder.finish()
+}
+
+/// A feature gate that is off in v1.37.
+pub(super) fn gate_is_off(gate: &str) -> bool {
+    GATES.lines().any(|line| line == gate)
 }
 
 /// A field's type as Go prints it in an error (`int32`, `v1.RestartPolicy`, `[]v1.Container`). Reads the text again, so
 /// for errors only.
 pub(crate) fn go_type(struct_name: &str, field: &str) -> Option<String> {
     let index = Index::read(TYPES);
-    let place = index.places.values().find(|place| place.full_name() == struct_name)?;
-    go_type_in(&index, place, field)
+    go_type_in(&index, &index.find_full(struct_name)?, field)
 }
 
 fn go_type_in(index: &Index, place: &Place, field: &str) -> Option<String> {
@@ -219,8 +240,7 @@ impl<'a> Builder<'a> {
     }
 
     /// `granular`: a field that merges deeply although its type says atomic.
-    fn named(&mut self, short_name: &str, granular: bool) -> TypeId {
-        let place = self.index.place(short_name);
+    fn placed(&mut self, place: Place, granular: bool) -> TypeId {
         let full = place.full_name();
         let key = if granular { format!("{full} granular") } else { full };
         if let Some(id) = self.names.get(&key) {
@@ -317,7 +337,7 @@ impl<'a> Builder<'a> {
 
     /// An array of strings that is a message in protobuf: unset is nil.
     fn is_wrapper(&self, short_name: &str) -> bool {
-        self.index.places.get(short_name).is_some_and(|place| place.has_flag("strings"))
+        self.index.find(short_name).is_some_and(|place| place.has_flag("strings"))
     }
 
     fn wire(&self, ty: TypeId) -> (Wire, Cardinality) {
@@ -365,7 +385,7 @@ impl<'a> Builder<'a> {
             "microtime" => Scalar::MicroTime,
             "duration" => Scalar::Duration,
             "any" => return self.derive((String::new(), "any".into()), |_| Type::Any),
-            name => return self.named(&place.qualify(name), line.has("granular")),
+            name => return self.placed(self.index.place(&place.qualify(name)), line.has("granular")),
         };
         self.derive((String::new(), ty.into()), |_| Type::Scalar(scalar))
     }

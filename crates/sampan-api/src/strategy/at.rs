@@ -36,19 +36,16 @@ impl<'p, 'v> At<'p, 'v> {
     /// The elements of a list, none when it is something else.
     pub fn items<'q>(&'q self) -> impl Iterator<Item = At<'q, 'v>> + use<'q, 'v> {
         let list: &'v [Value] = self.value.as_array().map_or(&[], Vec::as_slice);
-        list.iter().enumerate().map(move |(index, value)| At {
-            value,
-            parent: Some(self),
-            step: Step::Index(index),
-        })
+        list.iter().enumerate().map(move |(index, value)| At { value, parent: Some(self), step: Step::Index(index) })
     }
 
     /// The entries of a map.
     pub fn entries<'q>(&'q self) -> impl Iterator<Item = (&'v str, At<'q, 'v>)> + use<'q, 'v> {
         let entries: Option<&'v Map<String, Value>> = self.value.as_object();
-        entries.into_iter().flatten().map(move |(key, value)| {
-            (key.as_str(), At { value, parent: Some(self), step: Step::Key(key) })
-        })
+        entries
+            .into_iter()
+            .flatten()
+            .map(move |(key, value)| (key.as_str(), At { value, parent: Some(self), step: Step::Key(key) }))
     }
 
     pub fn key<'q>(&'q self, key: &'v str) -> At<'q, 'v> {
@@ -70,6 +67,10 @@ impl<'p, 'v> At<'p, 'v> {
 
     pub fn is_set(&self) -> bool {
         !self.value.is_null()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// How many elements or entries.

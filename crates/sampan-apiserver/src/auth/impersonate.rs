@@ -93,10 +93,10 @@ fn wishes(asked: &User) -> Vec<Attributes> {
 }
 
 fn become_user(mut asked: User) -> User {
-    if asked.groups.is_empty() {
-        if let Some((namespace, _)) = serviceaccount::split_username(&asked.name) {
-            asked.groups = serviceaccount::groups(namespace);
-        }
+    if asked.groups.is_empty()
+        && let Some((namespace, _)) = serviceaccount::split_username(&asked.name)
+    {
+        asked.groups = serviceaccount::groups(namespace);
     }
     if asked.name == ANONYMOUS {
         if !asked.in_group(UNAUTHENTICATED) {

@@ -451,13 +451,42 @@ struct Projected {
 struct Projection {
     secret: Option<Name>,
     config_map: Option<Name>,
+    cluster_trust_bundle: Option<serde::de::IgnoredAny>,
+}
+
+/// The first kind of object, in plural, a pod would let its node read besides its service account.
+pub fn references(pod: &serde_json::Value) -> Option<&'static str> {
+    let Ok(mut pod) = Pod::deserialize(pod) else { return Some("objects in a form that cannot be read") };
+    if pod
+        .spec
+        .volumes
+        .iter()
+        .flat_map(|v| &v.projected)
+        .flat_map(|p| &p.sources)
+        .any(|s| s.cluster_trust_bundle.is_some())
+    {
+        return Some("clustertrustbundles");
+    }
+    pod.metadata.annotations.clear();
+    let kinds = links(pod, "", "").sources.into_iter().map(|(kind, ..)| kind);
+    kinds
+        .filter_map(|kind| match kind {
+            Type::Secret => Some("secrets"),
+            Type::ConfigMap => Some("configmaps"),
+            Type::Claim => Some("persistentvolumeclaims"),
+            Type::ResourceClaim => Some("resourceclaims"),
+            _ => None,
+        })
+        .next()
 }
 
 fn pod_links(bytes: &[u8], namespace: &str, name: &str) -> Option<Links> {
-    let Pod { metadata, spec, status } = decode(bytes, "pods", namespace, name)?;
-    if spec.node_name.is_empty() {
-        return None;
-    }
+    let pod: Pod = decode(bytes, "pods", namespace, name)?;
+    (!pod.spec.node_name.is_empty()).then(|| links(pod, namespace, name))
+}
+
+fn links(pod: Pod, namespace: &str, name: &str) -> Links {
+    let Pod { metadata, spec, status } = pod;
     let mut sources = BTreeSet::new();
     // A node can create mirror pods: they must not give it access to anything.
     if !metadata.annotations.contains_key(MIRROR_POD) {
@@ -505,7 +534,7 @@ fn pod_links(bytes: &[u8], namespace: &str, name: &str) -> Option<Links> {
             add(Type::ResourceClaim, claim.resource_claim_name.unwrap_or_default());
         }
     }
-    Some(Links { node: Some(spec.node_name), sources })
+    Links { node: Some(spec.node_name), sources }
 }
 
 /// The claim of a volume and the secrets it needs on a node.

@@ -257,7 +257,7 @@ mod tests {
             assert!(seen.insert(key), "{key:?} twice");
             for rule in list::<Rule>(value, "rules") {
                 let resource = !rule.api_groups.is_empty() && !rule.resources.is_empty();
-                assert!(!rule.verbs.is_empty() && (resource != !rule.non_resource_urls.is_empty()), "{key:?}: {rule}");
+                assert!(!rule.verbs.is_empty() && resource == rule.non_resource_urls.is_empty(), "{key:?}: {rule}");
             }
         }
     }

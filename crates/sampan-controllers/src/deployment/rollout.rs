@@ -232,8 +232,7 @@ impl Pass<'_> {
         let (set, present) = (version.set.clone(), version.replicas);
         let wanted = self.replica_annotations();
         let annotations = &set.metadata.annotations;
-        let current =
-            wanted.iter().all(|(key, value)| annotations.get(key).map(String::as_str) == value.as_str());
+        let current = wanted.iter().all(|(key, value)| annotations.get(key).map(String::as_str) == value.as_str());
         if present == target && current {
             return false;
         }

@@ -177,7 +177,10 @@ async fn run(history: History) -> Result<u64, TestCaseError> {
         let least = least.load(std::sync::atomic::Ordering::Relaxed) as usize;
         assert!(available.count() >= least, "fewer than {least} pods are available");
         let (total, pods) = owned_by_sets(objects);
-        assert!(total <= i64::from(most + surge), "ReplicaSets ask for {total} pods, at most {most}+{surge} are allowed");
+        assert!(
+            total <= i64::from(most + surge),
+            "ReplicaSets ask for {total} pods, at most {most}+{surge} are allowed"
+        );
         assert!(pods.contains_key("stranger") && pods.contains_key("foreign"), "a pod of somebody else was touched");
         assert_eq!(pods["foreign"]["metadata"]["ownerReferences"][0]["uid"], "o");
         assert!(pods["foreign"]["metadata"]["deletionTimestamp"].is_null());
@@ -213,7 +216,8 @@ async fn run(history: History) -> Result<u64, TestCaseError> {
                 api.put("deployments", "n", "web", |object| object["spec"]["paused"] = paused.into());
             }
             User::Kill | User::Lose => {
-                let ours = api.list("pods").into_iter().filter(|pod| pod["metadata"]["labels"][TEMPLATE_HASH].is_string());
+                let ours =
+                    api.list("pods").into_iter().filter(|pod| pod["metadata"]["labels"][TEMPLATE_HASH].is_string());
                 let ours: Vec<Value> = ours.collect();
                 let chosen = api.dice.below(ours.len() as u64) as usize;
                 if let Some(pod) = ours.get(chosen) {
@@ -249,7 +253,7 @@ async fn run(history: History) -> Result<u64, TestCaseError> {
     prop_assert!(ours.iter().all(|pod| pod["spec"]["containers"][0]["image"] == *image));
     let sets = api.list("replicasets");
     prop_assert!(sets.len() <= 1 + 2, "more history than asked for: {}", sets.len());
-    let newest = sets.iter().map(|set| revision(set)).max();
+    let newest = sets.iter().map(revision).max();
     prop_assert_eq!(Some(revision(&object)), newest);
     Ok(api_revision(&api))
 }

@@ -113,7 +113,13 @@ fn is_finished(pod: &Pod, state: &State) -> bool {
         let failed = state.latest(&container.name, None).is_some_and(|run| state.exit_code(run) != 0);
         !is_sidecar(container) && failed && is_final(container, true)
     });
-    init_failed || (!pod.containers().is_empty() && pod.containers().iter().all(|container| is_final(container, false)))
+    // A sandbox is not replaced under containers that may run once only.
+    let lost = pod.restart_policy() == "Never"
+        && !state.containers.is_empty()
+        && state.newest_sandbox().is_some_and(|sandbox| !sandbox.ready);
+    init_failed
+        || lost
+        || (!pod.containers().is_empty() && pod.containers().iter().all(|container| is_final(container, false)))
 }
 
 /// The next actions. Those in flight and those that wait out a failure are left out.

@@ -4,6 +4,8 @@
 pub mod conditions;
 pub mod lifecycle;
 pub mod restart;
+#[cfg(test)]
+mod simulation;
 
 pub mod spec;
 pub mod state;

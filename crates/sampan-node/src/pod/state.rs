@@ -128,7 +128,7 @@ pub enum Fact {
         sandbox: String,
         addresses: Vec<IpAddr>,
     },
-    Container(ContainerStatus),
+    Container(Box<ContainerStatus>),
     ContainerGone(String),
     /// What the container left as its termination message.
     Message {
@@ -293,7 +293,7 @@ impl State {
                 self.addresses.insert(sandbox, addresses);
             }
             Fact::Container(status) => {
-                self.containers.insert(status.id.clone(), status);
+                self.containers.insert(status.id.clone(), *status);
             }
             Fact::ContainerGone(id) => {
                 self.containers.remove(&id);

@@ -89,7 +89,11 @@ fn addresses(pod: &Pod, state: &State, host: &HostFacts, status: &mut PodStatus)
 fn container_status(pod: &Pod, state: &State, container: &Container, is_init: bool, now: Timestamp) -> ApiContainer {
     let name = &container.name;
     let old = reported(&state.status, name);
-    let mut status = match state.latest(name, None) {
+    // What an agent that died had created but not started is about to be removed: it never ran.
+    let latest = state.latest(name, None);
+    let shown =
+        latest.filter(|run| run.state != ContainerState::Created).or_else(|| latest.and_then(|_| state.previous(name)));
+    let mut status = match shown {
         Some(run) => of_run(state, container, run, old),
         None => without_run(pod, state, container, old),
     };
@@ -179,7 +183,9 @@ fn of_run(state: &State, container: &Container, run: &ContainerStatus, old: Opti
         image: run.config.image.clone(),
         image_id: run.image_id.clone(),
         container_id: Some(format!("{CONTAINER_SCHEME}{}", run.id)),
-        restart_count: i32::try_from(run.config.attempt).unwrap_or(i32::MAX),
+        restart_count: i32::try_from(run.config.attempt)
+            .unwrap_or(i32::MAX)
+            .max(old.map_or(0, |old| old.restart_count)),
         state: Some(now),
         last_state,
         resources: container.resources.clone(),
@@ -237,7 +243,10 @@ fn why_waiting(
             return None;
         }
         let finished = run.finished_at.unwrap_or(run.created_at);
-        if let Some((_, pause)) = state.crashes.get(name).and_then(|crash| crash.wait(finished, now)) {
+        // One that is being started has waited long enough.
+        let starting = state.is_busy(&Op::Start(name.clone()));
+        let wait = state.crashes.get(name).filter(|_| !starting).and_then(|crash| crash.wait(finished, now));
+        if let Some((_, pause)) = wait {
             return Some(waiting("CrashLoopBackOff", &crash_loop_message(pod, name, pause.as_secs())));
         }
     }

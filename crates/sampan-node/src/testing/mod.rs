@@ -68,8 +68,12 @@ pub struct World {
 pub const IMAGE: &str = "app:1";
 
 impl World {
+    /// In virtual time.
     pub async fn new() -> Self {
-        let clock = Clock::simulated("2030-01-01T00:00:00Z".parse().expect("a time"));
+        Self::on(Clock::simulated("2030-01-01T00:00:00Z".parse().expect("a time")))
+    }
+
+    pub fn on(clock: Clock) -> Self {
         let dice = Dice::seeded(1);
         let machine = Fake::new(clock.clone(), dice.clone());
         machine.add_image(IMAGE, sampan_runtime::ImageConfig::default()).expect("an image");
@@ -151,6 +155,7 @@ fn start(
     config.log_root = directory.path().join("logs");
     config.addresses = vec![IpAddr::from([192, 168, 0, 1])];
     config.tmpfs = false;
+    config.api_users = vec!["kube-apiserver-kubelet-client".into()];
     let parts = Parts {
         client: Client::new(api.clone()),
         runtime: Arc::new(machine.clone()),

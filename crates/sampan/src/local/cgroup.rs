@@ -21,7 +21,17 @@ pub struct Hierarchy {
 /// All cgroup mounts below `/sys/fs/cgroup`, from the text of `/proc/self/mounts`.
 pub fn hierarchies(mounts: &str) -> Vec<Hierarchy> {
     const KNOWN: [&str; 12] = [
-        "cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "hugetlb", "net_cls", "net_prio",
+        "cpu",
+        "cpuacct",
+        "cpuset",
+        "memory",
+        "devices",
+        "freezer",
+        "blkio",
+        "pids",
+        "hugetlb",
+        "net_cls",
+        "net_prio",
         "perf_event",
     ];
     let parse = |line: &str| {
@@ -56,26 +66,28 @@ impl Hierarchy {
     pub fn join(&self, cluster: &str, node: &str) -> io::Result<()> {
         let mut path = self.path.clone();
         for part in ["sampan", cluster, node] {
-            self.delegate(&path)?;
+            if self.controllers.is_none() {
+                enable_all(&path)?;
+            }
+            let parent = path.clone();
             path.push(part);
             make(&path)?;
+            self.inherit(&parent, &path)?;
         }
         fs::write(path.join("cgroup.procs"), "0")
     }
 
-    /// Lets children have the controllers that are there (version 2), or inherit the settings a process cannot run
-    /// without (version 1's cpuset).
-    fn delegate(&self, path: &Path) -> io::Result<()> {
-        if self.controllers.is_none() {
-            return enable_all(path);
+    /// A version 1 cpuset takes no process before it has processors and memory nodes: ours have their parent's, and hand
+    /// them on to their children.
+    fn inherit(&self, parent: &Path, path: &Path) -> io::Result<()> {
+        if !self.controllers.as_deref().is_some_and(|names| names.split(',').any(|name| name == "cpuset")) {
+            return Ok(());
         }
-        let clone = path.join("cgroup.clone_children");
-        if self.controllers.as_deref().is_some_and(|names| names.split(',').any(|name| name == "cpuset"))
-            && path != self.path
-        {
-            fs::write(clone, "1")?;
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            let value = fs::read_to_string(parent.join(file))?;
+            fs::write(path.join(file), value.trim())?;
         }
-        Ok(())
+        fs::write(path.join("cgroup.clone_children"), "1")
     }
 
     /// Removes the cluster's directories, deepest first. They must be empty of processes.

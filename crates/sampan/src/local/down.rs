@@ -60,7 +60,9 @@ pub async fn take_down(cluster: &Cluster, keep_data: bool) -> anyhow::Result<()>
     supervisor::end_all(cluster).await?;
     hostnet::tear_down(cluster).await.context("take down the cluster's network")?;
     for hierarchy in cgroup::current()? {
-        hierarchy.remove(&cluster.name).with_context(|| format!("remove cgroups below {}", hierarchy.path.display()))?;
+        hierarchy
+            .remove(&cluster.name)
+            .with_context(|| format!("remove cgroups below {}", hierarchy.path.display()))?;
     }
     remove(&cluster.run_dir())?;
     // Only when no other cluster runs.

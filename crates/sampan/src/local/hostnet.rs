@@ -124,8 +124,8 @@ fn make_netns(path: &Path) -> anyhow::Result<()> {
 }
 
 fn is_netns(path: &Path) -> bool {
-    const NSFS_MAGIC: i64 = 0x6e73_6673;
-    nix::sys::statfs::statfs(path).is_ok_and(|stat| stat.filesystem_type().0 == NSFS_MAGIC as _)
+    const NSFS: nix::sys::statfs::FsType = nix::sys::statfs::FsType(0x6e73_6673);
+    nix::sys::statfs::statfs(path).is_ok_and(|stat| stat.filesystem_type() == NSFS)
 }
 
 /// Where the setting before us is kept.

@@ -80,7 +80,10 @@ fn wait_until_connected() -> anyhow::Result<()> {
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
-#[allow(clippy::disallowed_methods, reason = "PID 1 has no runtime: it waits for processes, and pauses between two starts")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "PID 1 has no runtime: it waits for processes, and pauses between two starts"
+)]
 fn look_after_agent() -> anyhow::Result<()> {
     let mut pause = PAUSE_MIN;
     loop {

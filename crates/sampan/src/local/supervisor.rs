@@ -229,20 +229,20 @@ fn spawn_init(config: &Path, log: &File, ready: &OwnedFd, host_netns: &File) -> 
     let text = |bytes: &[u8]| CString::new(bytes).context("a path holds a zero byte");
     let program = text(b"/proc/self/exe")?;
     let arguments = [text(b"sampan")?, text(b"node-init")?, text(b"--config")?, text(config.as_os_str().as_bytes())?];
-    let environment = root::environment().into_iter().map(|(name, value)| {
-        text(&[name.as_bytes(), b"=", value.as_bytes()].concat())
-    });
+    let environment =
+        root::environment().into_iter().map(|(name, value)| text(&[name.as_bytes(), b"=", value.as_bytes()].concat()));
     let environment = environment.collect::<anyhow::Result<Vec<_>>>()?;
-    let argv: Vec<*const libc::c_char> =
-        arguments.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect();
+    let argv: Vec<*const libc::c_char> = arguments.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect();
     let envp: Vec<*const libc::c_char> =
         environment.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect();
     // Copies above the numbers they are to get, so that none is overwritten before it is moved.
-    let high = |fd: RawFd| nix::fcntl::fcntl(
-        // SAFETY: the descriptors are open for the length of this function.
-        unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) },
-        nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(20),
-    );
+    let high = |fd: RawFd| {
+        nix::fcntl::fcntl(
+            // SAFETY: the descriptors are open for the length of this function.
+            unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) },
+            nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(20),
+        )
+    };
     let moves = [
         (high(log.as_raw_fd())?, 1),
         (high(log.as_raw_fd())?, 2),

@@ -73,6 +73,11 @@ async fn up(options: &cli::Up) -> anyhow::Result<()> {
         }
     };
 
+    // Also when not all of it becomes ready: kubectl is how one finds out why.
+    let own: serde_json::Value = serde_saphyr::from_str(&fs::read_to_string(cluster.admin_kubeconfig())?)?;
+    kubeconfig::change(&kubeconfig_path, |config| kubeconfig::merged(config, &own))?;
+    steps.done(format!("context {:?} is current in {}", cluster.context(), kubeconfig_path.display()));
+
     let waiting = ready(&cluster, &clock, &mut steps);
     if clock.timeout(options.timeout, waiting).await.transpose()?.is_none() {
         return Err(Exit::Timeout(format!(
@@ -82,9 +87,6 @@ async fn up(options: &cli::Up) -> anyhow::Result<()> {
         ))
         .into());
     }
-    let own: serde_json::Value = serde_saphyr::from_str(&fs::read_to_string(cluster.admin_kubeconfig())?)?;
-    kubeconfig::change(&kubeconfig_path, |config| kubeconfig::merged(config, &own))?;
-    steps.done(format!("context {:?} is current in {}", cluster.context(), kubeconfig_path.display()));
     if options.output.output.is_some() {
         let done = steps.done.iter().map(|(step, took)| json!({"step": step, "milliseconds": took.as_millis() as u64}));
         let report = json!({
@@ -258,7 +260,11 @@ async fn dns_answers(cluster: &Cluster, node: &str) -> bool {
         let mut answer = [0; 512];
         let length = socket.recv(&mut answer)?;
         // Our id, an answer, no error, at least one record.
-        Ok(length > 12 && answer[..2] == DNS_QUERY[..2] && answer[2] & 0x80 != 0 && answer[3] & 0x0f == 0 && answer[7] > 0)
+        Ok(length > 12
+            && answer[..2] == DNS_QUERY[..2]
+            && answer[2] & 0x80 != 0
+            && answer[3] & 0x0f == 0
+            && answer[7] > 0)
     });
     asked.await.unwrap_or(false)
 }

@@ -62,17 +62,23 @@ impl Pki {
     }
 
     /// The certificate of a local node, both ends of its connections, with the authority beside it.
-    pub fn issue_node(
-        &self,
-        directory: &Path,
-        name: &str,
-        addresses: &[IpAddr],
-        clock: &Clock,
-    ) -> anyhow::Result<()> {
+    pub fn issue_node(&self, directory: &Path, name: &str, addresses: &[IpAddr], clock: &Clock) -> anyhow::Result<()> {
         let subject = Subject::new(&format!("system:node:{name}"), &["system:nodes"]);
         let usage = Usage::Peer { dns: vec![name.into()], ips: addresses.to_vec() };
         let pki = directory.join("pki");
         self.ca.load_or_issue(&RealDisk, &pki, "node", &subject, &usage, LEAF_LIFETIME, clock, &Dice::system())?;
+        // The network of a node sees all Services and Nodes, which the node itself must not.
+        let proxy = Subject::new("system:kube-proxy", &[]);
+        self.ca.load_or_issue(
+            &RealDisk,
+            &pki,
+            "proxy",
+            &proxy,
+            &Usage::Client,
+            LEAF_LIFETIME,
+            clock,
+            &Dice::system(),
+        )?;
         let ca = pki.join("ca.crt");
         std::fs::write(&ca, self.ca.certificate_pem()).with_context(|| format!("write {}", ca.display()))
     }
@@ -85,7 +91,8 @@ impl Pki {
 /// A client with the administrator's certificate, from the host.
 pub fn admin_client(cluster: &Cluster, clock: &Clock) -> anyhow::Result<Client> {
     let directory = cluster.data.join("pki");
-    let identity = Identity::load(&RealDisk, &directory, "admin")?.context("the administrator's certificate is missing")?;
+    let identity =
+        Identity::load(&RealDisk, &directory, "admin")?.context("the administrator's certificate is missing")?;
     let ca = directory.join("ca.crt");
     let ca = std::fs::read_to_string(&ca).with_context(|| format!("read {}", ca.display()))?;
     let server = format!("127.0.0.1:{}", cluster.port);
