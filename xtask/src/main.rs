@@ -1,11 +1,16 @@
 //! Chores that are programs: `cargo xtask schema <folder>` makes `schema/` from the published API data, `cargo xtask images`
-//! builds the images of tests and the demo.
+//! builds the images of tests and the demo; the rest are checks that `make test` runs, each described in its file.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+mod docs;
+mod edges;
 mod images;
+mod licences;
+mod metadata;
+mod promises;
 mod schema;
 mod tsv;
 
@@ -15,9 +20,13 @@ fn main() -> Result<()> {
     match arguments.as_slice() {
         ["schema", data] => schema::generate(Path::new(data), &repository()?.join("schema")),
         ["images"] => images::build(&repository()?).map(drop),
-        _ => {
-            bail!("usage: cargo xtask images | schema <folder with fields.tsv, types.tsv, enums.tsv and resources.tsv>")
-        }
+        ["docs"] => docs::check(&repository()?),
+        ["edges"] => edges::check(),
+        ["licences"] => licences::check(),
+        ["promises"] => promises::check(&repository()?),
+        _ => bail!(
+            "usage: cargo xtask docs | edges | images | licences | promises | schema <folder with fields.tsv, types.tsv, enums.tsv and resources.tsv>"
+        ),
     }
 }
 
