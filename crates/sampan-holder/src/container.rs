@@ -195,13 +195,20 @@ fn make(root: BorrowedFd<'_>, path: &str, directory: bool) -> io::Result<OwnedFd
         found => return found,
     }
     let (parent, name) = parent_and_name(root, path)?;
-    let name = sys::cstring(name)?;
+    let cname = sys::cstring(name)?;
+    // A symbolic link to nothing: what it names inside the root is made.
+    if let Some(target) = sys::readlinkat(parent.as_fd(), &cname) {
+        if target.is_empty() || path.len() + target.len() > libc::PATH_MAX as usize {
+            return Err(io::Error::from_raw_os_error(libc::ELOOP));
+        }
+        let below = path.trim_end_matches('/').strip_suffix(name).unwrap_or("/");
+        let target = if target.starts_with('/') { target } else { format!("{below}{target}") };
+        return make(root, &target, directory);
+    }
     if directory {
-        sys::mkdirat(parent.as_fd(), &name, 0o755)?;
+        sys::mkdirat(parent.as_fd(), &cname, 0o755)?;
     } else {
-        // A dangling symbolic link is followed inside the root and its target made.
-        let full = sys::cstring(path)?;
-        sys::open_in_root(root, &full, libc::O_CREAT | libc::O_WRONLY, 0o644)?;
+        sys::open_in_root(parent.as_fd(), &cname, libc::O_CREAT | libc::O_WRONLY, 0o644)?;
     }
     sys::open_in_root(root, &sys::cstring(path)?, libc::O_PATH, 0)
 }
