@@ -101,13 +101,13 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let lookup: Arc<dyn Lookup> = Arc::new(StoreLookup(store.clone()));
     let rbac = Arc::new(Rbac::default());
     let nodes = Arc::new(NodeAuthorizer::new(policy::node_rules()));
-    feed(&store, &clock, rbac.clone()).await?;
-    feed(&store, &clock, nodes.clone()).await?;
+    let feed = feed(&store, &clock, vec![rbac.clone(), nodes.clone()]).await?;
     let issuer = format!("https://kubernetes.default.svc.{}", config.domain);
     let tls = tls::server_config(&pki.serving, &[pki.ca.certificate_pem()])?;
     let ca = pki.ca.certificate_pem().to_owned();
     let tokens = Arc::new(Tokens::new(&issuer, &[], pki.tokens, lookup.clone(), clock.clone(), dice.clone()));
-    let authorizer: Arc<dyn Authorizer> = Arc::new(Union(vec![nodes, rbac.clone()]));
+    let union = Arc::new(Union(vec![nodes, rbac.clone()]));
+    let authorizer: Arc<dyn Authorizer> = Arc::new(Current { authorizer: union, feed });
     let reviews = Reviews { authorizer: authorizer.clone(), rbac: rbac.clone(), tokens: tokens.clone() };
     let streaming = Nodes::new(&[&ca], &pki.node_client, clock.clone())?;
     let audit = AuditLog::start(disk, &config.data.join("audit"), audit::Limits::default());
