@@ -18,7 +18,7 @@ use sampan_apiserver::auth::node::NodeAuthorizer;
 use sampan_apiserver::auth::rbac::Rbac;
 use sampan_apiserver::auth::review::Reviews;
 use sampan_apiserver::auth::serviceaccount::Tokens;
-use sampan_apiserver::auth::{Authorizer, MASTERS, Union, hooks};
+use sampan_apiserver::auth::{Authorizer, Current, MASTERS, Union, hooks};
 use sampan_apiserver::bootstrap::{self, policy};
 use sampan_apiserver::lookup::Lookup;
 use sampan_apiserver::streaming::Nodes;
