@@ -15,7 +15,7 @@ use crate::options::{DeleteOptions, ListOptions, Propagation};
 use crate::read::{self, Found};
 use crate::respond::{self, Object};
 use crate::server::Call;
-use crate::write::{self, Attempt, MODIFIED};
+use crate::write::{self, Attempt};
 use crate::{fence, namespaces, services};
 
 const ORPHAN: &str = "orphan";
@@ -189,9 +189,6 @@ pub(crate) async fn one(
         if let Attempt::Done(done) = write::commit(call, txn).await? {
             let entry = done.entries.into_iter().next().ok_or_else(|| Failure::internal("an empty commit"))?;
             return Ok(if gone { Deleted::Gone(entry) } else { Deleted::Going(Object::Stored(entry)) });
-        }
-        if options.preconditions.resource_version.is_some() {
-            return Err(Failure::conflict(group, resource, name, MODIFIED));
         }
     }
 }

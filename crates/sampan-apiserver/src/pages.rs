@@ -10,18 +10,13 @@ use crate::{discovery, openapi, respond};
 pub(crate) async fn answer(call: &Call, request: &Request<RequestBody>) -> Response<ResponseBody> {
     let server = &call.server;
     let path = call.info.path.as_str();
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        for pages in &server.config.pages {
-            if let Some(response) = pages.answer(server, &call.info, &call.headers).await {
-                return response;
-            }
-        }
-        return respond::no_page();
-    }
     for pages in &server.config.pages {
         if let Some(response) = pages.answer(server, &call.info, &call.headers).await {
             return response;
         }
+    }
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return respond::no_page();
     }
     if let Some(response) = discovery::answer(server, path, &call.headers) {
         return response;

@@ -113,6 +113,10 @@ impl RequestInfo {
     }
 
     pub fn attributes(&self, user: User) -> Attributes {
+        let field_selector = self.field_requirements();
+        // A list or watch of one object by its name is authorized as that object (upstream's `requestinfo.go`).
+        let selected = field_selector.iter().find(|(field, _)| field == "metadata.name").map(|(_, name)| name.clone());
+        let name = Some(self.name.clone()).filter(|name| !name.is_empty()).or(selected).unwrap_or_default();
         Attributes {
             user,
             verb: self.verb.clone(),
@@ -122,9 +126,9 @@ impl RequestInfo {
             resource: self.resource.clone(),
             subresource: self.subresource.clone(),
             namespace: self.namespace.clone(),
-            name: self.name.clone(),
+            name,
             path: self.path.clone(),
-            field_selector: self.field_requirements(),
+            field_selector,
         }
     }
 

@@ -202,7 +202,7 @@ fn without_type(kind: &Kind, json: &Bytes) -> Chunk {
 }
 
 /// Makes a form from the stored JSON.
-fn made(format: Format, kind: &Kind, json: &Bytes, bare: bool) -> Result<Bytes, Failure> {
+pub(crate) fn made(format: Format, kind: &Kind, json: &Bytes, bare: bool) -> Result<Bytes, Failure> {
     if kind.gvk == kind.storage || matches!(format.shape, Shape::Metadata(_)) {
         return in_form(format, kind, json, bare);
     }

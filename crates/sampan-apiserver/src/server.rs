@@ -212,7 +212,8 @@ impl Server {
             Err(failure) => return respond::failure(&failure),
         };
         let attributes = info.attributes(acting.clone());
-        let uri = request.uri().to_string();
+        // Over HTTP/2 the URI has a scheme and an authority too.
+        let uri = request.uri().path_and_query().map_or_else(String::new, ToString::to_string);
         let agent = request.headers().get(header::USER_AGENT).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let event = |stage, code, decision: &str| {
             if let Some(audit) = &self.config.audit {

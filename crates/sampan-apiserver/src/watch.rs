@@ -6,17 +6,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Response;
-use sampan_api::{Failure, Kind, Reason, codec};
+use sampan_api::{Failure, Gvk, Kind, Reason, codec};
 use sampan_base::clock::Instant;
 use sampan_store::{Change, Entry, Event, Range, Revision, Watch, WatchEnd};
 use serde_json::{Value, json};
 
 use crate::body::{self, BoxError, Chunk, ResponseBody};
-use crate::negotiate::{Format, Shape, Wire};
+use crate::negotiate::{Format, MetaVersion, Shape, Wire};
 use crate::options::{At, ListOptions};
 use crate::select::Selection;
 use crate::server::Call;
-use crate::{keys, read, respond, table};
+use crate::{keys, read, respond, route, table};
 
 /// How often a watch that asked for bookmarks gets one (upstream: about once a minute).
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
@@ -62,7 +62,6 @@ struct Stream {
     kind: Arc<Kind>,
     format: Format,
     selection: Selection,
-
     watch: Watch,
     initial: std::vec::IntoIter<Entry>,
     /// The bookmark that ends the initial state is still to come.
@@ -237,8 +236,7 @@ impl Stream {
                     (true, true) => (Type::Modified, entry, previous),
                     (true, false) => {
                         // The last state that matched, at the revision at which it stopped to.
-                        let last = restamped(previous, entry.modified);
-                        return Some(self.frame(Type::Deleted, &last));
+                        return Some(self.departure(previous, entry.modified));
                     }
                 }
             }
@@ -252,12 +250,30 @@ impl Stream {
 
     fn frame(&mut self, event: Type, entry: &Entry) -> Chunk {
         let object = match self.format.shape {
-            Shape::Table(version) => {
-                let headers = !std::mem::replace(&mut self.headers_sent, true);
-                table::of_event(&self.call, version, &self.kind, &entry.value, headers).map(Chunk::from)
-            }
+            Shape::Table(version) => self.row(version, &entry.value),
             _ => respond::chunk(&self.call.server, self.format, &self.kind, entry, false),
         };
+        self.framed(event, object)
+    }
+
+    /// An object that goes on without this watcher. Made for him alone: under this revision the others know the object
+    /// as it is now.
+    fn departure(&mut self, last: &Entry, revision: Revision) -> Chunk {
+        let json = restamped(last, revision);
+        let object = match self.format.shape {
+            Shape::Table(version) => self.row(version, &json),
+            _ => respond::made(self.format, &self.kind, &json, false).map(Chunk::from),
+        };
+        self.framed(Type::Deleted, object)
+    }
+
+    fn row(&mut self, version: MetaVersion, json: &Bytes) -> Result<Chunk, Failure> {
+        let headers = !std::mem::replace(&mut self.headers_sent, true);
+        table::of_event(&self.call, version, &self.kind, json, headers).map(Chunk::from)
+    }
+
+    /// A failure to make the object ends the watch.
+    fn framed(&mut self, event: Type, object: Result<Chunk, Failure>) -> Chunk {
         match object {
             Ok(object) => framed(self.format.wire, event, object),
             Err(failure) => {
@@ -283,32 +299,18 @@ impl Stream {
             }
             _ => respond::in_form(self.format, &self.kind, &json, false),
         };
-        match object {
-            Ok(bytes) => framed(self.format.wire, Type::Bookmark, bytes.into()),
-            Err(failure) => {
-                self.ended = true;
-                status_frame(self.format, &failure)
-            }
-        }
+        self.framed(Type::Bookmark, object.map(Chunk::from))
     }
 }
 
-/// The same object under another revision.
-fn restamped(entry: &Entry, revision: Revision) -> Entry {
-    let mut new = entry.clone();
-    new.modified = revision;
-    if let Some(stamp) = entry.stamp {
-        let at = stamp as usize;
-        let old_digits = entry.modified.0.to_string().len();
-        if at + old_digits <= entry.value.len() {
-            let mut bytes = Vec::with_capacity(entry.value.len() + 4);
-            bytes.extend_from_slice(&entry.value[..at]);
-            bytes.extend_from_slice(revision.0.to_string().as_bytes());
-            bytes.extend_from_slice(&entry.value[at + old_digits..]);
-            new.value = bytes.into();
-        }
-    }
-    new
+/// The bytes of an object under another revision.
+fn restamped(entry: &Entry, revision: Revision) -> Bytes {
+    let old_digits = entry.modified.0.to_string().len();
+    let Some(at) = entry.stamp.map(|at| at as usize).filter(|at| at + old_digits <= entry.value.len()) else {
+        return entry.value.clone();
+    };
+    let digits = revision.0.to_string();
+    [&entry.value[..at], digits.as_bytes(), &entry.value[at + old_digits..]].concat().into()
 }
 
 fn framed(wire: Wire, event: Type, object: Chunk) -> Chunk {
@@ -325,11 +327,10 @@ fn status_frame(format: Format, failure: &Failure) -> Chunk {
     let status: Value = failure.to_status();
     let object: Chunk = match format.wire {
         Wire::Protobuf => {
-            let kinds = sampan_api::kind::builtin();
-            let made = kinds.all.first().and_then(|kind| {
-                let root = kind.schema.named("io.k8s.apimachinery.pkg.apis.meta.v1.Status")?;
-                let gvk = sampan_api::Gvk { group: String::new(), version: "v1".into(), kind: "Status".into() };
-                codec::json_to_proto(&kind.schema, root, &gvk, status.to_string().as_bytes()).ok()
+            let gvk = Gvk { group: String::new(), version: "v1".into(), kind: "Status".into() };
+            let found = route::named_type("io.k8s.apimachinery.pkg.apis.meta.v1.Status").ok();
+            let made = found.and_then(|(schema, root)| {
+                codec::json_to_proto(&schema, root, &gvk, status.to_string().as_bytes()).ok()
             });
             Bytes::from(made.unwrap_or_default()).into()
         }
@@ -351,8 +352,6 @@ mod tests {
             created: Revision(1),
             modified: Revision(99),
         };
-        let new = restamped(&entry, Revision(100));
-        assert_eq!(new.value, "{\"metadata\":{\"resourceVersion\":\"100\"}}");
-        assert_eq!(new.modified, Revision(100));
+        assert_eq!(restamped(&entry, Revision(100)), "{\"metadata\":{\"resourceVersion\":\"100\"}}");
     }
 }

@@ -80,8 +80,7 @@ impl Target<'_> {
     }
 }
 
-pub(crate) const MODIFIED: &str =
-    "the object has been modified; please apply your changes to the latest version and try again";
+const MODIFIED: &str = "the object has been modified; please apply your changes to the latest version and try again";
 
 /// A failed commit that says nothing about our own object.
 pub(crate) fn uncommitted(error: &CommitError) -> Failure {
@@ -336,7 +335,10 @@ pub(crate) async fn update(
             object::metadata_mut(&mut new).insert("generation".into(), (generation + 1).into());
         }
         let mut txn = Txn::default();
-        if services::is_service(kind) {
+        let ended = ended(kind, &new, &old);
+        if ended {
+            services::release(kind, &old, &mut txn);
+        } else if services::is_service(kind) {
             services::allocate(config, &mut new, Some(&old), target.options.dry_run, &mut txn)?;
         }
         let mut errors = meta::validate(&new, strategy.name, kind.namespaced());
@@ -361,10 +363,6 @@ pub(crate) async fn update(
         if target.options.dry_run {
             return Ok(Written { code: 200, object: Object::Tree(new) });
         }
-        let ended = object::lookup(&new, &["metadata", "deletionTimestamp"]).is_some()
-            && !namespaces::has_finalizers(kind, &new)
-            && object::lookup(&old, &["metadata", "deletionGracePeriodSeconds"]).and_then(Value::as_i64).unwrap_or(0)
-                == 0;
         let payload = payload(kind, &new);
         txn.checks.insert(0, Check { key: entry.key.clone(), expect: Expect::Modified(entry.modified) });
         txn.writes.insert(
@@ -375,14 +373,19 @@ pub(crate) async fn update(
                 Write::Put { key: entry.key.clone(), payload }
             },
         );
-        if ended {
-            services::release(kind, &old, &mut txn);
-        }
         if let Attempt::Done(done) = commit(call, txn).await? {
             let entry = done.entries.into_iter().next().ok_or_else(|| Failure::internal("an empty commit"))?;
             return Ok(Written { code: 200, object: Object::Stored(entry) });
         }
     }
+}
+
+/// The change takes away the last thing an object that shall go was kept for.
+fn ended(kind: &Kind, new: &Value, old: &Value) -> bool {
+    let grace = object::lookup(old, &["metadata", "deletionGracePeriodSeconds"]).and_then(Value::as_i64);
+    object::lookup(new, &["metadata", "deletionTimestamp"]).is_some()
+        && !namespaces::has_finalizers(kind, new)
+        && grace.unwrap_or(0) == 0
 }
 
 fn preconditions(target: &Target<'_>, entry: &Entry, old: &Value, new: &Value) -> Result<(), Failure> {

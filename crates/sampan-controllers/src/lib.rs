@@ -88,7 +88,7 @@ pub async fn run(client_for: ClientFor, config: Config, clock: Clock, dice: Dice
         node::start(context("node-controller"), nodes.clone(), leases, pods.clone(), awake.clone());
     let _controllers = [
         node_lifecycle,
-        node::start_eviction(context("taint-eviction-controller"), nodes.clone(), pods.clone(), awake),
+        node::start_eviction(context("node-controller"), nodes.clone(), pods.clone(), awake),
         ipam::start(context("node-controller"), nodes.clone(), config.cluster_ranges, config.node_prefixes),
         loadbalancer::start(context("service-controller"), services.clone(), config.load_balancer_addresses),
         namespaced::start(

@@ -175,7 +175,7 @@ async fn story(seed: u64) -> u64 {
     cluster
         .until("the pods of the dead node are replaced", 120, |api| {
             let on = ready_on(api);
-            on.get("n2").is_none() && on.values().sum::<usize>() == 6
+            !on.contains_key("n2") && on.values().sum::<usize>() == 6
         })
         .await;
     cluster.until("and serve", 10, |api| endpoints(api) == 6).await;

@@ -75,7 +75,8 @@ pub fn set_up(
             .step(|| format!("make the working directory {:?}", plan.process.directory))?;
     }
     if plan.read_only_root {
-        sys::set_mount(root.as_fd(), libc::MOUNT_ATTR_RDONLY, 0, false).step(|| "make the root read-only".to_owned())?;
+        sys::set_mount(root.as_fd(), libc::MOUNT_ATTR_RDONLY, 0, false)
+            .step(|| "make the root read-only".to_owned())?;
     }
     sys::fchdir(root.as_fd())
         .and_then(|()| sys::pivot_to_current_directory())
@@ -118,7 +119,8 @@ pub fn oom_score(value: i32) -> Result<(), Failure> {
 
 pub fn join_cgroups(directories: &[String]) -> Result<(), Failure> {
     for directory in directories {
-        std::fs::write(Path::new(directory).join("cgroup.procs"), "0").step(|| format!("join the cgroup {directory}"))?;
+        std::fs::write(Path::new(directory).join("cgroup.procs"), "0")
+            .step(|| format!("join the cgroup {directory}"))?;
     }
     Ok(())
 }
@@ -153,8 +155,7 @@ fn mount_root(plan: &ContainerPlan) -> Result<OwnedFd, Failure> {
     let mounted = std::env::set_current_dir(&plan.layers)
         .and_then(|()| sys::mount("overlay", Path::new(&plan.root), "overlay", 0, &plan.overlay));
     mounted.step(|| "mount the root filesystem".to_owned())?;
-    sys::open(Path::new(&plan.root), libc::O_PATH | libc::O_DIRECTORY, 0)
-        .step(|| "open the root filesystem".to_owned())
+    sys::open(Path::new(&plan.root), libc::O_PATH | libc::O_DIRECTORY, 0).step(|| "open the root filesystem".to_owned())
 }
 
 fn place(root: BorrowedFd<'_>, mount: &MountPlan, source: Option<OwnedFd>) -> Result<(), Failure> {
@@ -195,13 +196,20 @@ fn make(root: BorrowedFd<'_>, path: &str, directory: bool) -> io::Result<OwnedFd
         found => return found,
     }
     let (parent, name) = parent_and_name(root, path)?;
-    let name = sys::cstring(name)?;
+    let cname = sys::cstring(name)?;
+    // A symbolic link to nothing: what it names inside the root is made.
+    if let Some(target) = sys::readlinkat(parent.as_fd(), &cname) {
+        if target.is_empty() || path.len() + target.len() > libc::PATH_MAX as usize {
+            return Err(io::Error::from_raw_os_error(libc::ELOOP));
+        }
+        let below = path.trim_end_matches('/').strip_suffix(name).unwrap_or("/");
+        let target = if target.starts_with('/') { target } else { format!("{below}{target}") };
+        return make(root, &target, directory);
+    }
     if directory {
-        sys::mkdirat(parent.as_fd(), &name, 0o755)?;
+        sys::mkdirat(parent.as_fd(), &cname, 0o755)?;
     } else {
-        // A dangling symbolic link is followed inside the root and its target made.
-        let full = sys::cstring(path)?;
-        sys::open_in_root(root, &full, libc::O_CREAT | libc::O_WRONLY, 0o644)?;
+        sys::open_in_root(parent.as_fd(), &cname, libc::O_CREAT | libc::O_WRONLY, 0o644)?;
     }
     sys::open_in_root(root, &sys::cstring(path)?, libc::O_PATH, 0)
 }

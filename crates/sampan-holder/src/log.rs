@@ -3,8 +3,8 @@
 //! A write that fails (a full disk) loses lines, never the container's progress: they are counted, and a marker line says
 //! how many once writing works again.
 
-use std::io::{self, Write as _};
 use std::fs::File;
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 
 /// A line longer than this is written in parts, as containerd does.
@@ -75,7 +75,9 @@ impl Log {
         }
         let marker = match self.lost {
             0 => Vec::new(),
-            lost => format!("{stamp} stderr F [{lost} lines are missing here: the log could not be written]\n").into_bytes(),
+            lost => {
+                format!("{stamp} stderr F [{lost} lines are missing here: the log could not be written]\n").into_bytes()
+            }
         };
         let whole = [marker.as_slice(), data].concat();
         let written = match &mut self.file {

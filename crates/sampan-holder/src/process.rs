@@ -49,8 +49,7 @@ fn prepare_and_execute(plan: &ProcessPlan, errors: BorrowedFd<'_>) -> Result<std
     become_user(plan, &user)?;
     if plan.no_new_privileges {
         // SAFETY: plain integers.
-        errno(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })
-            .step(|| "set no_new_privs".to_owned())?;
+        errno(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }).step(|| "set no_new_privs".to_owned())?;
     }
     let program = find_program(plan, &path)?;
     let arguments = plan.args.iter().map(|text| CString::new(text.as_str())).collect::<Result<Vec<_>, _>>();

@@ -35,7 +35,8 @@ impl Sandbox {
             errno(result).step(|| format!("set the host name {:?}", plan.hostname))?;
         }
         for (name, value) in &plan.sysctls {
-            std::fs::write(Path::new("/proc/sys").join(name), value).step(|| format!("set sysctl {name} to {value:?}"))?;
+            std::fs::write(Path::new("/proc/sys").join(name), value)
+                .step(|| format!("set sysctl {name} to {value:?}"))?;
         }
         let shared_memory = match plan.shm_bytes {
             0 => None,
@@ -75,7 +76,13 @@ fn loopback_up() -> io::Result<()> {
 fn shared_memory(bytes: u64, directory: &Path, machine_mounts: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     sys::unshare(libc::CLONE_NEWNS as u64)?;
     sys::mount("", Path::new("/"), "", libc::MS_PRIVATE | libc::MS_REC, "")?;
-    sys::mount("shm", directory, "tmpfs", libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC, &format!("mode=1777,size={bytes}"))?;
+    sys::mount(
+        "shm",
+        directory,
+        "tmpfs",
+        libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC,
+        &format!("mode=1777,size={bytes}"),
+    )?;
     std::env::set_current_dir(directory)?;
     let namespace = sys::open(Path::new("/proc/self/ns/mnt"), libc::O_RDONLY, 0)?;
     sys::pivot_to_current_directory()?;

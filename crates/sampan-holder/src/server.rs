@@ -12,9 +12,9 @@ use crate::process;
 use crate::protocol::{
     ContainerPlan, ExecPlan, Failure, FailureKind, PidNamespace, Reply, Request, VERSION, Wire as _,
 };
+use crate::read_plan;
 use crate::sandbox::Sandbox;
 use crate::sys::{self, Step as _};
-use crate::read_plan;
 
 /// How long a client that attached and does not read may hold the pod's output up before it is cut off.
 const ATTACHED_PATIENCE_MS: i32 = 1000;
@@ -34,10 +34,23 @@ struct Server {
 enum Source {
     Listener(OwnedFd),
     Children(OwnedFd),
-    Connection { socket: OwnedFd, watches: bool, command: Option<i32> },
+    Connection {
+        socket: OwnedFd,
+        watches: bool,
+        command: Option<i32>,
+    },
     /// A child tells why it could not start, or closes the pipe in `execve`.
-    Starting { pipe: File, text: Vec<u8>, started: Started },
-    Output { container: String, stream: Stream, pipe: File, pending: Pending },
+    Starting {
+        pipe: File,
+        text: Vec<u8>,
+        started: Started,
+    },
+    Output {
+        container: String,
+        stream: Stream,
+        pipe: File,
+        pending: Pending,
+    },
 }
 
 enum Started {
@@ -370,7 +383,8 @@ impl Server {
         let id = plan.id.clone();
         for (stream, pipe) in outputs {
             sys::set_nonblocking(pipe.as_fd()).step(|| "watch the output".to_owned())?;
-            let source = Source::Output { container: id.clone(), stream, pipe: pipe.into(), pending: Pending::default() };
+            let source =
+                Source::Output { container: id.clone(), stream, pipe: pipe.into(), pending: Pending::default() };
             self.add(source).step(|| "watch the output".to_owned())?;
         }
         let container = Container {
@@ -412,11 +426,8 @@ impl Server {
             [stream(plan.stdin)?, stream(plan.stdout)?, stream(plan.stderr)?]
         };
         let (target, container_plan) = (&container.pidfd, &container.plan);
-        let (pid, pidfd, pipe) = spawn(
-            0,
-            Some((namespaces.as_fd(), own_pids.as_fd())),
-            cgroup(container_plan)?,
-            |errors| {
+        let (pid, pidfd, pipe) =
+            spawn(0, Some((namespaces.as_fd(), own_pids.as_fd())), cgroup(container_plan)?, |errors| {
                 let prepare = || {
                     container::reset_signals();
                     container::oom_score(plan.process.oom_score_adj)?;
@@ -425,17 +436,13 @@ impl Server {
                     }
                     let kinds = libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP;
                     sys::setns(target.as_fd(), kinds).step(|| "enter the container".to_owned())?;
-                    container::take_streams(
-                        [streams[0].as_fd(), streams[1].as_fd(), streams[2].as_fd()],
-                        plan.terminal,
-                    )
+                    container::take_streams([streams[0].as_fd(), streams[1].as_fd(), streams[2].as_fd()], plan.terminal)
                 };
                 match prepare() {
                     Ok(()) => process::execute(&plan.process, errors),
                     Err(failure) => failure,
                 }
-            },
-        )?;
+            })?;
         self.commands.insert(pid, Command { pidfd, connection, silent: false });
         if let Some(Source::Connection { command, .. }) = self.sources.get_mut(&connection) {
             *command = Some(pid);
@@ -486,8 +493,7 @@ impl Server {
             if pid <= 0 {
                 return;
             }
-            let code =
-                if libc::WIFSIGNALED(status) { 128 + libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) };
+            let code = if libc::WIFSIGNALED(status) { 128 + libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) };
             if let Some(command) = self.commands.remove(&pid) {
                 // The program's start is told before its end.
                 self.finish_start_of(|started| matches!(started, Started::Command { pid: other, .. } if *other == pid));
@@ -582,7 +588,10 @@ impl Server {
                 Ok(0) | Err(_) => {
                     container.log.finish(stream, pending, sys::now());
                     let last = !container.running
-                        && !self.sources.values().any(|s| matches!(s, Source::Output { container, .. } if container == id));
+                        && !self
+                            .sources
+                            .values()
+                            .any(|s| matches!(s, Source::Output { container, .. } if container == id));
                     if last {
                         self.containers.remove(id);
                     }
@@ -597,7 +606,8 @@ impl Container {
     fn namespaces(&mut self) -> Result<OwnedFd, Failure> {
         if self.namespaces.is_none() {
             let path = format!("/proc/{}/ns/pid", self.pid);
-            let pids = sys::open(Path::new(&path), libc::O_RDONLY, 0).step(|| "find the container's PIDs".to_owned())?;
+            let pids =
+                sys::open(Path::new(&path), libc::O_RDONLY, 0).step(|| "find the container's PIDs".to_owned())?;
             self.namespaces = Some(Namespaces { pids });
         }
         match &self.namespaces {

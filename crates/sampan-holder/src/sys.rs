@@ -132,6 +132,16 @@ pub fn open_in_root(root: BorrowedFd<'_>, path: &CStr, flags: i32, mode: u32) ->
     })
 }
 
+/// Where a symbolic link leads; `None` when there is no such link.
+pub fn readlinkat(directory: BorrowedFd<'_>, name: &CStr) -> Option<String> {
+    let mut buffer = [0u8; libc::PATH_MAX as usize];
+    // SAFETY: a terminated string and a buffer with its length.
+    let length =
+        unsafe { libc::readlinkat(directory.as_raw_fd(), name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) };
+    let target = buffer.get(..usize::try_from(length).ok()?)?;
+    String::from_utf8(target.to_vec()).ok()
+}
+
 pub fn mkdirat(directory: BorrowedFd<'_>, name: &CStr, mode: u32) -> io::Result<()> {
     // SAFETY: a terminated string.
     check(unsafe { libc::mkdirat(directory.as_raw_fd(), name.as_ptr(), mode) }.into())?;

@@ -24,7 +24,8 @@ pub fn look_up(spec: &str, passwd: &str, group: &str) -> Result<User, Failure> {
     });
     let failed = |text: String| Failure { kind: FailureKind::Start, text };
     let uid = entry.as_ref().and_then(|fields| fields[2].parse().ok()).or(number);
-    let uid = uid.ok_or_else(|| failed(format!("unable to find user {user_name}: no matching entries in passwd file")))?;
+    let uid =
+        uid.ok_or_else(|| failed(format!("unable to find user {user_name}: no matching entries in passwd file")))?;
     let groups = || group.lines().map(|line| line.split(':').collect::<Vec<_>>()).filter(|fields| fields.len() >= 4);
     let gid = match group_name {
         None | Some("") => entry.as_ref().and_then(|fields| fields[3].parse().ok()).unwrap_or(0),

@@ -18,6 +18,7 @@ use crate::config::NodeError;
 use crate::node::Node;
 use crate::pod::PodExt;
 use crate::pod::lifecycle::is_terminal;
+use crate::pod::state::Verdict;
 use crate::worker::{self, Adopted, Handle, Message};
 
 /// The pods of this node, shared with the node's own API. Cheap to clone.
@@ -190,11 +191,8 @@ impl Agent {
         let adopted = self.found.remove(&uid).unwrap_or_default();
         let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default();
         let is_new = adopted.sandboxes.is_empty() && !is_terminal(phase);
-        let rejected = is_new.then(|| self.reject(&pod, &pods)).flatten();
-        let handle = worker::spawn(self.node.clone(), pod, adopted);
-        if let Some((reason, message)) = rejected {
-            let _ = handle.inbox.send(Message::Fail { reason, message });
-        }
+        let verdict = is_new.then(|| self.reject(&pod, &pods)).flatten();
+        let handle = worker::spawn(self.node.clone(), pod, adopted, verdict);
         let (mut done, ended) = (handle.done.clone(), self.ended.clone());
         pods.insert(uid.clone(), handle);
         sampan_base::task::spawn("pod end", async move {
@@ -204,19 +202,22 @@ impl Agent {
     }
 
     /// Why this node does not take a pod that was bound to it (upstream's admission of kubelets).
-    fn reject(&self, pod: &Pod, pods: &BTreeMap<String, Handle>) -> Option<(String, String)> {
+    fn reject(&self, pod: &Pod, pods: &BTreeMap<String, Handle>) -> Option<Verdict> {
         if let Some(os) = pod.spec_ref().os.as_ref().filter(|os| os.name != "linux") {
-            return Some((
-                "PodOSNotSupported".into(),
-                format!("Failed to admit pod as the OS field doesn't match node OS: {}", os.name),
-            ));
+            return Some(Verdict {
+                reason: "PodOSNotSupported".into(),
+                message: format!("Failed to admit pod as the OS field doesn't match node OS: {}", os.name),
+            });
         }
         let active = pods.values().filter(|handle| {
             let shown = handle.look();
             !shown.status.phase.as_deref().is_some_and(is_terminal)
         });
         if active.count() >= self.node.config.max_pods as usize {
-            return Some(("OutOfpods".into(), "Pod was rejected: Node didn't have enough resource: pods".into()));
+            return Some(Verdict {
+                reason: "OutOfpods".into(),
+                message: "Pod was rejected: Node didn't have enough resource: pods".into(),
+            });
         }
         None
     }

@@ -107,7 +107,7 @@ impl Context {
         match made {
             Ok(sandbox) => {
                 node.own_sandbox(&sandbox.id, pod.uid());
-                facts.push(Fact::Sandbox(sandbox));
+                facts.push(Fact::Sandbox(Box::new(sandbox)));
                 Ok(())
             }
             Err(error) => Err(self.sandbox_trouble("Failed to create pod sandbox", error.to_string())),

@@ -331,3 +331,14 @@ async fn the_node_registers_and_stays_alive() {
     world.clock.sleep(Duration::from_secs(600)).await;
     assert!(world.api.get("nodes", "node-1").is_some(), "an agent that runs has a node");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_this_node_cannot_run_fails_without_having_run() {
+    let world = World::new().await;
+    world.machine.behave("app", [Behaviour::default()]);
+    world.api.put("pods", pod("win", json!({"os": {"name": "windows"}})));
+    let failed = world.wait_phase("win", "Failed").await;
+    assert_eq!(failed["status"]["reason"], "PodOSNotSupported");
+    let calls = world.machine.calls();
+    assert!(calls.iter().all(|(call, _)| *call == Operation::List), "{calls:?}");
+}

@@ -21,7 +21,7 @@ use crate::events::PodEvents;
 use crate::execute::{self, Context, Prepared};
 use crate::node::Node;
 use crate::pod::lifecycle::{CrashLoop, is_terminal, judge};
-use crate::pod::state::{ProbeKind, after};
+use crate::pod::state::{ProbeKind, Verdict, after};
 use crate::pod::{Action, Done, Fact, PodExt, State, lifecycle, status};
 use crate::probes;
 use crate::publish::{self, Published};
@@ -40,11 +40,6 @@ pub enum Message {
     Listed {
         sandboxes: Vec<SandboxStatus>,
         containers: Vec<ContainerStatus>,
-    },
-    /// The node can't run this pod.
-    Fail {
-        reason: String,
-        message: String,
     },
 }
 
@@ -81,12 +76,13 @@ pub struct Adopted {
 /// How long the first tries of a status that could not be written are apart, and the longest pause.
 const PUBLISH_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
-pub fn spawn(node: Arc<Node>, pod: Arc<Pod>, adopted: Adopted) -> Handle {
+/// Starts the worker of a pod; with a `verdict` it fails the pod without having run anything.
+pub fn spawn(node: Arc<Node>, pod: Arc<Pod>, adopted: Adopted, verdict: Option<Verdict>) -> Handle {
     let (inbox, messages) = mpsc::unbounded_channel();
     let (facts, early) = mpsc::unbounded_channel();
     let (object_sender, objects) = mpsc::unbounded_channel();
     let (done_sender, done) = watch::channel(false);
-    let mut state = State { status: pod.status.clone().unwrap_or_default(), ..State::default() };
+    let mut state = State { status: pod.status.clone().unwrap_or_default(), verdict, ..State::default() };
     let is_adopted = !adopted.sandboxes.is_empty();
     take(&mut state, adopted);
     let snapshot = Arc::new(Mutex::new(Snapshot {
@@ -278,14 +274,11 @@ impl Worker {
             Message::Listed { sandboxes, containers } => {
                 let ids: Vec<String> = containers.iter().map(|run| run.id.clone()).collect();
                 for sandbox in sandboxes {
-                    self.state.learn(Fact::Sandbox(sandbox));
+                    self.state.learn(Fact::Sandbox(Box::new(sandbox)));
                 }
                 for id in ids {
                     self.observe(&id).await;
                 }
-            }
-            Message::Fail { reason, message } => {
-                self.state.verdict.get_or_insert(crate::pod::state::Verdict { reason, message });
             }
         }
     }

@@ -11,22 +11,29 @@
 
 mod archive;
 mod model;
+mod pull;
+mod registry;
+#[cfg(test)]
+mod tests;
+mod transport;
 mod unpack;
 pub mod writer;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use async_trait::async_trait;
 use sampan_base::disk::{Disk as _, RealDisk};
-use sampan_base::{Dice, task};
+use sampan_base::{Clock, Dice, task};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+pub use self::transport::RegistryOptions;
+use self::transport::Transport;
 use crate::reference::{Reference, is_sha256};
-use crate::{Error, Image, ImageConfig, ImageErrorKind, Images, RegistryAuth};
+use crate::{Error, Image, ImageConfig, Images, RegistryAuth};
 
 const FORMAT: u32 = 1;
 
@@ -42,6 +49,7 @@ struct Inner {
     directory: PathBuf,
     layers: PathBuf,
     dice: Dice,
+    transport: Transport,
     state: Mutex<State>,
 }
 
@@ -53,6 +61,7 @@ struct State {
     held: BTreeMap<String, String>,
     /// Layers that are being added to an image.
     arriving: BTreeMap<String, usize>,
+    turns: BTreeMap<String, Weak<tokio::sync::Mutex<()>>>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -69,7 +78,7 @@ struct Record {
 
 impl Store {
     /// Opens the store below `data_dir` and removes what was half done. Blocks.
-    pub fn open(data_dir: &Path, dice: Dice) -> Result<Self, Error> {
+    pub fn open(data_dir: &Path, options: RegistryOptions, clock: Clock, dice: Dice) -> Result<Self, Error> {
         let (directory, layers) = (data_dir.join("images"), data_dir.join("layers"));
         let partial = data_dir.join("partial");
         let prepared = match std::fs::remove_dir_all(&partial) {
@@ -77,6 +86,7 @@ impl Store {
             _ => [&directory, &layers, &partial].into_iter().try_for_each(std::fs::create_dir_all),
         };
         prepared.map_err(|error| Error::System(format!("open the image store {}: {error}", data_dir.display())))?;
+        let transport = Transport::new(options, clock).map_err(|error| Error::Invalid(error.to_string()))?;
         let mut state = State::default();
         for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
             let path = entry.path();
@@ -89,7 +99,7 @@ impl Store {
                 None => tracing::warn!(path = %path.display(), "not an image record of this version; left alone"),
             }
         }
-        let inner = Inner { directory: data_dir.to_owned(), layers, dice, state: Mutex::new(state) };
+        let inner = Inner { directory: data_dir.to_owned(), layers, dice, transport, state: Mutex::new(state) };
         Ok(Self(Arc::new(inner)))
     }
 
@@ -156,21 +166,32 @@ impl Store {
         Arriving { store: self, digests: digests.to_vec() }
     }
 
-    /// Puts layers, which are unpacked in `partial` directories, to their places and writes the image's record. Blocks.
-    fn commit(&self, parts: &Parts<'_>, layers: Vec<(String, PathBuf)>) -> Result<Image, Error> {
-        let failed = |error: io::Error| Error::System(format!("store the image: {error}"));
-        if !layers.is_empty() {
-            // All that was unpacked, in one go; then the names may be seen.
-            sync_filesystem(&self.0.layers).map_err(failed)?;
+    /// Only one at a time fetches a layer; the lock belongs to the layer.
+    fn turn(&self, digest: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut state = self.state();
+        state.turns.retain(|_, turn| turn.strong_count() > 0);
+        if let Some(turn) = state.turns.get(digest).and_then(Weak::upgrade) {
+            return turn;
         }
-        for (digest, partial) in layers {
-            let place = self.0.layers.join(layer_name(&digest));
-            match std::fs::rename(&partial, &place) {
-                // Somebody else has just unpacked the same.
-                Err(_) if place.is_dir() => std::fs::remove_dir_all(&partial).map_err(failed)?,
-                result => result.map_err(failed)?,
-            }
+        let turn = Arc::default();
+        state.turns.insert(digest.to_owned(), Arc::downgrade(&turn));
+        turn
+    }
+
+    /// Moves a layer that is unpacked in `partial` to its place, once all of it is on disk. Blocks.
+    fn place(&self, digest: &str, partial: &Path) -> Result<(), Error> {
+        let failed = |error: io::Error| Error::System(format!("store layer {digest}: {error}"));
+        sync_filesystem(&self.0.layers).map_err(failed)?;
+        let place = self.0.layers.join(layer_name(digest));
+        match std::fs::rename(partial, &place) {
+            // Somebody else has just unpacked the same.
+            Err(_) if place.is_dir() => std::fs::remove_dir_all(partial).map_err(failed),
+            result => result.map_err(failed),
         }
+    }
+
+    /// Writes the record of an image whose layers are in their places. Blocks.
+    fn commit(&self, parts: Parts) -> Result<Image, Error> {
         let mut state = self.state();
         let mut record = state.images.get(&parts.id).cloned().unwrap_or_else(|| Record {
             format: FORMAT,
@@ -178,7 +199,7 @@ impl Store {
             tags: BTreeSet::new(),
             digests: BTreeSet::new(),
             size_bytes: parts.size_bytes,
-            layers: parts.layers.to_vec(),
+            layers: parts.layers.clone(),
             config: parts.config.clone(),
         });
         record.tags.extend(parts.tags.iter().cloned());
@@ -259,13 +280,13 @@ impl Store {
 }
 
 /// What an image is put together from.
-struct Parts<'a> {
+struct Parts {
     id: String,
     tags: BTreeSet<String>,
     digests: BTreeSet<String>,
     size_bytes: u64,
-    layers: &'a [String],
-    config: &'a ImageConfig,
+    layers: Vec<String>,
+    config: ImageConfig,
 }
 
 struct Arriving<'a> {
@@ -315,12 +336,8 @@ impl Record {
 
 #[async_trait]
 impl Images for Store {
-    async fn pull(&self, reference: &str, _auth: Option<&RegistryAuth>) -> Result<Image, Error> {
-        Err(Error::Image {
-            reference: reference.to_owned(),
-            kind: ImageErrorKind::Unreachable,
-            message: "pulling from registries is not available".to_owned(),
-        })
+    async fn pull(&self, reference: &str, auth: Option<&RegistryAuth>) -> Result<Image, Error> {
+        pull::pull(self, &self.0.transport, &Reference::parse(reference)?, auth).await
     }
 
     async fn get(&self, reference: &str) -> Result<Option<Image>, Error> {

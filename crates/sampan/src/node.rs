@@ -18,6 +18,7 @@ use sampan_net::dns::{Dns, DnsConfig};
 use sampan_net::node::{NodeConfig as NodeNetworkConfig, NodeNetwork};
 use sampan_net::proxy::{Proxy, ProxyConfig};
 use sampan_node::{NodeConfig, Parts};
+use sampan_runtime::images::RegistryOptions;
 use sampan_wire::pki::Identity;
 use sampan_wire::tls;
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,9 @@ pub struct Config {
     /// The host's network namespace is descriptor 4: registries and name servers are reached from there.
     #[serde(default)]
     pub host_netns: bool,
+    /// Mirrors, proxies and authorities for image registries; what is not set comes from the environment.
+    #[serde(default)]
+    pub registries: RegistryOptions,
 }
 
 impl Config {
@@ -74,6 +78,7 @@ impl Config {
             dns: server.dns,
             domain: server.domain.clone(),
             host_netns: true,
+            registries: RegistryOptions::default(),
         }
     }
 }

@@ -22,7 +22,7 @@ use sampan_apiserver::auth::{Authorizer, MASTERS, Union, hooks};
 use sampan_apiserver::bootstrap::{self, policy};
 use sampan_apiserver::lookup::Lookup;
 use sampan_apiserver::streaming::Nodes;
-use sampan_apiserver::{Local, Server, StoreLookup, Version, admission, feed, listener};
+use sampan_apiserver::{Local, Server, StoreLookup, Version, admission, expire, feed, listener};
 use sampan_base::disk::{RealDisk, SharedDisk};
 use sampan_base::{Clock, Dice, task};
 use sampan_client::transport::Entry;
@@ -146,6 +146,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         tasks.spawn("api", listener::serve(listener, tls.clone(), server.clone()));
     }
     tasks.spawn("kubernetes service", bootstrap::kubernetes::keep(own, kubernetes, clock.clone()));
+    tasks.spawn("expiry of events", expire::run(server.clone()));
     roles::start(&mut tasks, &config, entry, &ca, &clock, &dice);
 
     let mut terminate = signal(SignalKind::terminate())?;

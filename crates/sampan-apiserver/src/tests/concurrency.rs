@@ -122,6 +122,21 @@ async fn an_update_of_a_service_keeps_what_it_does_not_mention() {
 }
 
 #[tokio::test]
+async fn a_service_that_ends_with_its_last_finalizer_gives_everything_back() {
+    let api = Api::local(server().await);
+    let mut object = service("s", json!({"type": "NodePort", "ports": [{"port": 80}]}));
+    object["metadata"]["finalizers"] = json!(["example.com/x"]);
+    let made = api.post(SERVICES, &object).await.code(201);
+    let uri = format!("{SERVICES}/s");
+    api.delete(&uri, &json!({})).await.code(200);
+    let last = json!({"metadata": {"finalizers": null}, "spec": {"type": "ClusterIP"}});
+    api.patch(&uri, "merge-patch+json", &last).await.code(200);
+    api.get(&uri).await.refused(404);
+    let same = json!({"type": "NodePort", "clusterIP": made["spec"]["clusterIP"], "ports": made["spec"]["ports"]});
+    api.post(SERVICES, &service("t", same)).await.code(201);
+}
+
+#[tokio::test]
 async fn a_fence_holds_only_while_its_lease_stands() {
     let api = Api::local(server().await);
     let leases = "/apis/coordination.k8s.io/v1/namespaces/default/leases";

@@ -51,6 +51,38 @@ async fn selectors_turn_changes_into_arrivals_and_departures() {
 }
 
 #[tokio::test]
+async fn who_is_left_sees_the_old_state_and_who_stays_the_new_one() {
+    let api = Api::local(server().await);
+    let mut object = config_map("a");
+    object["metadata"]["labels"] = json!({"app": "web"});
+    api.post(CONFIG_MAPS, &object).await.code(201);
+    let open = |query: &str| {
+        let accept = "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io";
+        let request = Request::get(format!("{CONFIG_MAPS}?watch=1{query}")).header("accept", accept).body(Bytes::new());
+        api.0.send(request.expect("a request"))
+    };
+    let mut watches = Vec::new();
+    // In either order of making the form.
+    for query in ["", "&labelSelector=app%3Dweb", ""] {
+        let body = open(query).await.expect("a response").into_body();
+        watches.push(Frames { body, buffer: Vec::new() });
+    }
+    for watch in &mut watches {
+        assert_eq!(watch.next_name().await.as_deref(), Some("ADDED a"));
+    }
+    let label = json!({"metadata": {"labels": {"app": "db"}}});
+    api.patch(&format!("{CONFIG_MAPS}/a"), "merge-patch+json", &label).await.code(200);
+    let mut seen = Vec::new();
+    for watch in &mut watches {
+        let frame = watch.next().await.expect("a frame");
+        let app = frame["object"]["metadata"]["labels"]["app"].as_str().unwrap_or_default().to_owned();
+        seen.push((frame["type"].as_str().unwrap_or_default().to_owned(), app));
+    }
+    let expected = [("MODIFIED", "db"), ("DELETED", "web"), ("MODIFIED", "db")];
+    assert_eq!(seen, expected.map(|(kind, app)| (kind.to_owned(), app.to_owned())));
+}
+
+#[tokio::test]
 async fn a_streamed_list_ends_with_a_bookmark() {
     let api = Api::local(server().await);
     api.post(CONFIG_MAPS, &config_map("a")).await.code(201);

@@ -239,7 +239,7 @@ impl World {
                     netns: None,
                 };
                 truth.sandboxes.insert(sandbox.id.clone(), sandbox.clone());
-                vec![Fact::Sandbox(sandbox)]
+                vec![Fact::Sandbox(Box::new(sandbox))]
             }
             Action::AttachNetwork { sandbox } => {
                 vec![Fact::Addresses {

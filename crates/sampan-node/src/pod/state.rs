@@ -118,7 +118,7 @@ impl Action {
 /// Something that is now known to be so.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Fact {
-    Sandbox(SandboxStatus),
+    Sandbox(Box<SandboxStatus>),
     /// The sandbox's holder is gone.
     SandboxLost(String),
     /// The sandbox has been stopped for good: nothing in it runs any more.
@@ -268,7 +268,7 @@ impl State {
     pub fn learn(&mut self, fact: Fact) {
         match fact {
             Fact::Sandbox(status) => {
-                self.sandboxes.insert(status.id.clone(), status);
+                self.sandboxes.insert(status.id.clone(), *status);
             }
             Fact::SandboxLost(id) => {
                 if let Some(sandbox) = self.sandboxes.get_mut(&id) {

@@ -201,12 +201,11 @@ fn keep(store: &Store, spool: &Spool, found: Found) -> Result<Image, Error> {
     let names = found.tags.iter().map(|tag| Reference::parse(tag)).collect::<Result<Vec<_>, _>>()?;
     let digests = names.iter().filter_map(|name| found.digest.as_ref().map(|digest| name.with_digest(digest)));
     let _arriving = store.expect_layers(&diff_ids);
-    let mut layers: Vec<(String, PathBuf)> = Vec::new();
     let mut size_bytes = found.config.len() as u64;
     for ((name, digest), diff_id) in found.layers.iter().zip(&diff_ids) {
         let file = spool.open(name)?;
         size_bytes += file.metadata().map_or(0, |metadata| metadata.len());
-        if store.has_layer(diff_id) || layers.iter().any(|(done, _)| done == diff_id) {
+        if store.has_layer(diff_id) {
             continue;
         }
         let partial = store.partial();
@@ -215,25 +214,25 @@ fn keep(store: &Store, spool: &Spool, found: Found) -> Result<Image, Error> {
             io::copy(&mut blob, &mut io::sink())?;
             Ok(plain)
         });
-        layers.push((diff_id.clone(), partial.clone()));
-        let right = unpacked.map_err(|error| corrupt(name, error)).and_then(|plain| {
-            match plain == *diff_id && digest.clone().is_none_or(|digest| digest == blob.digest()) {
-                true => Ok(()),
-                false => Err(corrupt(name, "its content does not have the digest the image tells")),
+        let placed = match unpacked {
+            Ok(plain) if plain == *diff_id && digest.as_ref().is_none_or(|digest| *digest == blob.digest()) => {
+                store.place(diff_id, &partial)
             }
-        });
-        if let Err(error) = right {
-            layers.iter().for_each(|(_, partial)| drop(std::fs::remove_dir_all(partial)));
-            return Err(error);
+            Ok(_) => Err(corrupt(name, "its content does not have the digest the image tells")),
+            Err(error) => Err(corrupt(name, error)),
+        };
+        if placed.is_err() {
+            let _ = std::fs::remove_dir_all(&partial);
         }
+        placed?;
     }
     let parts = Parts {
         id,
         tags: names.iter().filter_map(Reference::tagged).collect(),
         digests: digests.collect(),
         size_bytes,
-        layers: &diff_ids,
-        config: &config.config.unwrap_or_default().into(),
+        layers: diff_ids,
+        config: config.config.unwrap_or_default().into(),
     };
-    store.commit(&parts, layers)
+    store.commit(parts)
 }

@@ -10,8 +10,6 @@ use crate::ImageConfig;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Descriptor {
-    #[serde(default)]
-    pub media_type: String,
     pub digest: String,
     pub size: u64,
     #[serde(default)]
@@ -42,8 +40,6 @@ pub(super) struct Manifest {
 /// The configuration blob.
 #[derive(Debug, Deserialize)]
 pub(super) struct ConfigFile {
-    #[serde(default)]
-    pub architecture: String,
     pub rootfs: RootFs,
     #[serde(default)]
     pub config: Option<RunConfig>,

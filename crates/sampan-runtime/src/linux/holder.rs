@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Write as _};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -104,7 +104,6 @@ pub(super) fn register<T: Into<OwnedFd>>(descriptor: T) -> io::Result<AsyncFd<Ow
 /// A holder that answered.
 pub(super) struct Holder {
     pub pidfd: OwnedFd,
-    pub running: Vec<String>,
 }
 
 impl Connection {
@@ -186,8 +185,8 @@ impl Connection {
 
     pub(super) async fn hello(&self) -> Result<Holder, Error> {
         match self.ask(&Request::Hello, &[]).await? {
-            (Reply::Hello { version: VERSION, running }, descriptors) => match descriptors.into_iter().next() {
-                Some(pidfd) => Ok(Holder { pidfd, running }),
+            (Reply::Hello { version: VERSION, .. }, descriptors) => match descriptors.into_iter().next() {
+                Some(pidfd) => Ok(Holder { pidfd }),
                 None => Err(Error::System("the holder sent no pidfd".to_owned())),
             },
             (Reply::Hello { version, .. }, _) => Err(Error::System(format!(

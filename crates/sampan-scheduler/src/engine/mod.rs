@@ -238,6 +238,7 @@ impl Engine {
         self.tick += 1;
         let id = self.class(requirements);
         self.evaluate(id);
+        self.want_columns(id);
         let topology = self.topology(id);
         let Some(class) = &self.classes[id] else { return Err(Diagnosis::default()) };
         let Some(evaluation) = &class.evaluation else { return Err(Diagnosis::default()) };
@@ -284,13 +285,13 @@ impl Engine {
         score::key(score, self.seed, id, slot)
     }
 
-    fn diagnose(&self, class: &Class, topology: Option<&topology::Pass>) -> Diagnosis {
+    fn diagnose(&self, class: &Class, topology: Option<&topology::Pass<'_>>) -> Diagnosis {
         let mut diagnosis = Diagnosis { nodes: self.nodes.count(), ..Diagnosis::default() };
         for slot in self.nodes.present() {
             match filters::check(&self.nodes, slot, &class.requirements, &class.wants) {
                 Some(reasons) => diagnosis.count(&reasons),
                 None => {
-                    if let Some(reason) = topology.and_then(|pass| pass.check(&self.nodes, slot)) {
+                    if let Some(reason) = topology.and_then(|pass| pass.check(slot)) {
                         diagnosis.count(&[reason]);
                     }
                 }

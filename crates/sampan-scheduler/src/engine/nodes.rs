@@ -28,6 +28,7 @@ pub struct Nodes {
     image_nodes: HashMap<String, u32>,
     /// By topology key.
     columns: BTreeMap<String, Column>,
+    no_column: Column,
 }
 
 /// One topology key: which domain each slot is in.
@@ -224,7 +225,8 @@ impl Nodes {
         self.columns.insert(key.to_owned(), column);
     }
 
-    pub fn column(&self, key: &str) -> Option<&Column> {
-        self.columns.get(key)
+    /// Without a column no node has the label.
+    pub fn column(&self, key: &str) -> &Column {
+        self.columns.get(key).unwrap_or(&self.no_column)
     }
 }

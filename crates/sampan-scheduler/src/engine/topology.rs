@@ -7,7 +7,7 @@
 use sampan_api::labels::Labels;
 
 use super::diagnosis::Reason;
-use super::nodes::{Nodes, Slot};
+use super::nodes::{Column, Nodes, Slot};
 use super::requirements::{PodTerm, Requirements, SpreadConstraint};
 use super::score::FULL;
 use super::tournament::Tournament;
@@ -17,38 +17,38 @@ use super::{Class, ClassId, Engine, filters};
 const WEIGHT: i64 = 2;
 
 /// The prepared checks for one pod.
-pub struct Pass {
-    spread: Vec<Spread>,
-    affinity: Vec<Domains>,
+pub struct Pass<'a> {
+    spread: Vec<Spread<'a>>,
+    affinity: Vec<Domains<'a>>,
     /// No pod matches the affinity terms yet and this pod does itself: it may be the first.
     first: bool,
-    anti_affinity: Vec<Domains>,
-    existing: Vec<Domains>,
+    anti_affinity: Vec<Domains<'a>>,
+    existing: Vec<Domains<'a>>,
     /// Scores: the more pods of these in the domain the worse.
-    soft_spread: Vec<Domains>,
-    preferred: Vec<(i64, Domains)>,
+    soft_spread: Vec<Domains<'a>>,
+    preferred: Vec<(i64, Domains<'a>)>,
 }
 
 /// Pods counted by domain of one topology key.
-struct Domains {
-    key: String,
+struct Domains<'a> {
+    column: &'a Column,
     count: Vec<u32>,
 }
 
-struct Spread {
-    domains: Domains,
+struct Spread<'a> {
+    domains: Domains<'a>,
     /// The largest count a domain may have before this pod comes.
     limit: i64,
 }
 
-impl Domains {
-    fn number(&self, nodes: &Nodes, slot: Slot) -> u32 {
-        nodes.column(&self.key).and_then(|column| column.domain.get(slot)).copied().unwrap_or(0)
+impl Domains<'_> {
+    fn number(&self, slot: Slot) -> u32 {
+        self.column.domain.get(slot).copied().unwrap_or(0)
     }
 
     /// `None`: the node is in no domain.
-    fn at(&self, nodes: &Nodes, slot: Slot) -> Option<u32> {
-        match self.number(nodes, slot) {
+    fn at(&self, slot: Slot) -> Option<u32> {
+        match self.number(slot) {
             0 => None,
             number => Some(self.count.get(number as usize).copied().unwrap_or(0)),
         }
@@ -59,24 +59,24 @@ impl Domains {
     }
 }
 
-impl Pass {
+impl Pass<'_> {
     /// `None` when the node is fine.
-    pub fn check(&self, nodes: &Nodes, slot: Slot) -> Option<Reason> {
+    pub fn check(&self, slot: Slot) -> Option<Reason> {
         for spread in &self.spread {
-            match spread.domains.at(nodes, slot) {
+            match spread.domains.at(slot) {
                 None => return Some(Reason::SpreadLabelMissing),
                 Some(count) if i64::from(count) > spread.limit => return Some(Reason::Spread),
                 Some(_) => {}
             }
         }
-        let reached = |domains: &Domains| match domains.at(nodes, slot) {
+        let reached = |domains: &Domains<'_>| match domains.at(slot) {
             None => false,
             Some(count) => count > 0 || self.first,
         };
         if !self.affinity.iter().all(reached) {
             return Some(Reason::PodAffinity);
         }
-        let occupied = |domains: &Domains| domains.at(nodes, slot).is_some_and(|count| count > 0);
+        let occupied = |domains: &Domains<'_>| domains.at(slot).is_some_and(|count| count > 0);
         if self.anti_affinity.iter().any(occupied) {
             return Some(Reason::PodAntiAffinity);
         }
@@ -89,44 +89,49 @@ impl Pass {
     /// The best of the nodes that fit on their own.
     pub fn best(&self, nodes: &Nodes, keys: &Tournament) -> Option<Slot> {
         let fit: Vec<Slot> =
-            (0..nodes.len()).filter(|slot| keys.get(*slot) != 0 && self.check(nodes, *slot).is_none()).collect();
-        let wishes: Vec<i64> = fit.iter().map(|slot| self.wish(nodes, *slot)).collect();
+            (0..nodes.len()).filter(|slot| keys.get(*slot) != 0 && self.check(*slot).is_none()).collect();
+        let wishes: Vec<i64> = fit.iter().map(|slot| self.wish(*slot)).collect();
         let (least, most) = (wishes.iter().min().copied()?, wishes.iter().max().copied()?);
         let scale = |wish: i64| if most == least { 0 } else { WEIGHT * FULL as i64 * (wish - least) / (most - least) };
         let key = |at: usize| keys.get(fit[at]).saturating_add((scale(wishes[at]) as u64) << 32);
         (0..fit.len()).max_by_key(|at| key(*at)).map(|at| fit[at])
     }
 
-    fn wish(&self, nodes: &Nodes, slot: Slot) -> i64 {
-        let crowd = self.soft_spread.iter().map(|domains| i64::from(domains.at(nodes, slot).unwrap_or(u32::MAX >> 8)));
-        let liked =
-            self.preferred.iter().map(|(weight, domains)| weight * i64::from(domains.at(nodes, slot).unwrap_or(0)));
+    fn wish(&self, slot: Slot) -> i64 {
+        let crowd = self.soft_spread.iter().map(|domains| i64::from(domains.at(slot).unwrap_or(u32::MAX >> 8)));
+        let liked = self.preferred.iter().map(|(weight, domains)| weight * i64::from(domains.at(slot).unwrap_or(0)));
         liked.sum::<i64>() - crowd.sum::<i64>()
     }
 }
 
 impl Engine {
+    /// Makes the columns that `topology` needs for this class.
+    pub(super) fn want_columns(&mut self, id: ClassId) {
+        let Some(requirements) = self.classes[id].as_ref().map(|class| class.requirements.clone()) else { return };
+        let repelled = self.repelled(&requirements);
+        let keys = requirements.spread.iter().map(|constraint| &constraint.topology_key);
+        let terms = requirements.pod_affinity.iter().chain(&requirements.pod_anti_affinity);
+        let preferred = requirements.preferred_pods.iter().map(|weighted| &weighted.term.topology_key);
+        let repelled = repelled.iter().map(|(_, term)| &term.topology_key);
+        for key in keys.chain(terms.map(|term| &term.topology_key)).chain(preferred).chain(repelled) {
+            self.nodes.want_column(key);
+        }
+    }
+
     /// `None` when pods of other nodes do not matter for this class.
-    pub(super) fn topology(&mut self, id: ClassId) -> Option<Pass> {
+    pub(super) fn topology(&self, id: ClassId) -> Option<Pass<'_>> {
         let requirements = self.classes[id].as_ref()?.requirements.clone();
         let repelled = self.repelled(&requirements);
         if !requirements.is_global() && repelled.is_empty() {
             return None;
         }
-        let keys = requirements.spread.iter().map(|constraint| &constraint.topology_key);
-        let terms = requirements.pod_affinity.iter().chain(&requirements.pod_anti_affinity);
-        let preferred = requirements.preferred_pods.iter().map(|weighted| &weighted.term.topology_key);
-        let repelled_keys = repelled.iter().map(|(_, term)| &term.topology_key);
-        for key in keys.chain(terms.map(|term| &term.topology_key)).chain(preferred).chain(repelled_keys) {
-            self.nodes.want_column(key);
-        }
-        let engine = &*self;
+        let engine = self;
         let none = Labels::new();
         let own_namespace = engine.namespaces.get(&requirements.namespace).unwrap_or(&none);
         let selects_itself =
             |term: &PodTerm| term.selects(&requirements.namespace, &requirements.labels, own_namespace);
         // Affinity counts the pods that match all terms together.
-        let affinity: Vec<Domains> = requirements
+        let affinity: Vec<Domains<'_>> = requirements
             .pod_affinity
             .iter()
             .map(|term| {
@@ -184,21 +189,21 @@ impl Engine {
         term.selects(namespace, &class.requirements.labels, self.namespaces.get(namespace).unwrap_or(&none))
     }
 
-    fn empty(&self, key: &str) -> Domains {
-        let width = self.nodes.column(key).map_or(1, super::nodes::Column::width);
-        Domains { key: key.to_owned(), count: vec![0; width] }
+    fn empty(&self, key: &str) -> Domains<'_> {
+        let column = self.nodes.column(key);
+        Domains { column, count: vec![0; column.width()] }
     }
 
     fn add(
         &self,
-        domains: &mut Domains,
+        domains: &mut Domains<'_>,
         id: ClassId,
         amount: impl Fn(&super::Placed) -> u32,
         eligible: impl Fn(Slot) -> bool,
     ) {
         let Some(class) = &self.classes[id] else { return };
         for (slot, placed) in &class.placed {
-            let number = domains.number(&self.nodes, *slot) as usize;
+            let number = domains.number(*slot) as usize;
             if number != 0 && eligible(*slot) {
                 domains.count[number] += amount(placed);
             }
@@ -206,7 +211,7 @@ impl Engine {
     }
 
     /// All pods of the classes that `selects` accepts, by domain.
-    fn count(&self, key: &str, selects: impl Fn(&Class) -> bool) -> Domains {
+    fn count(&self, key: &str, selects: impl Fn(&Class) -> bool) -> Domains<'_> {
         let mut domains = self.empty(key);
         for (id, class) in self.classes.iter().enumerate() {
             if class.as_ref().is_some_and(|class| class.total > 0 && selects(class)) {
@@ -222,7 +227,7 @@ impl Engine {
         requirements: &Requirements,
         constraint: &SpreadConstraint,
         eligible: impl Fn(Slot) -> bool,
-    ) -> Domains {
+    ) -> Domains<'_> {
         let mut domains = self.empty(&constraint.topology_key);
         let Some(selector) = &constraint.selector else { return domains };
         for (id, class) in self.classes.iter().enumerate() {
@@ -237,17 +242,23 @@ impl Engine {
         domains
     }
 
-    fn spread(&self, requirements: &Requirements, constraint: &SpreadConstraint, hard: &[&SpreadConstraint]) -> Spread {
+    fn spread(
+        &self,
+        requirements: &Requirements,
+        constraint: &SpreadConstraint,
+        hard: &[&SpreadConstraint],
+    ) -> Spread<'_> {
+        let columns: Vec<&Column> = hard.iter().map(|one| self.nodes.column(&one.topology_key)).collect();
         let eligible = |slot: Slot| {
             let Some(node) = self.nodes.shape(slot) else { return false };
-            hard.iter().all(|one| node.labels.contains_key(&one.topology_key))
+            columns.iter().all(|column| column.domain.get(slot).is_some_and(|number| *number != 0))
                 && (!constraint.honor_affinity || filters::matches_affinity(node, requirements))
                 && (!constraint.honor_taints || filters::tolerates(node, requirements))
         };
         let domains = self.count_spread(requirements, constraint, eligible);
         let mut exists = vec![false; domains.count.len()];
         for slot in self.nodes.present().filter(|slot| eligible(*slot)) {
-            exists[domains.number(&self.nodes, slot) as usize] = true;
+            exists[domains.number(slot) as usize] = true;
         }
         let counts = || domains.count.iter().zip(&exists).filter(|(_, exists)| **exists).map(|(count, _)| *count);
         let enough = counts().count() >= usize::try_from(constraint.min_domains).unwrap_or(0);

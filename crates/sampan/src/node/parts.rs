@@ -22,7 +22,8 @@ pub async fn runtime(
     clock: &Clock,
     dice: &Dice,
 ) -> anyhow::Result<(Arc<dyn Runtime>, Arc<dyn Images>)> {
-    let store = Arc::new(Store::open(&config.data, dice.clone())?);
+    let store =
+        Arc::new(Store::open(&config.data, config.registries.clone().with_environment(), clock.clone(), dice.clone())?);
     let runtime = Linux::open(
         RuntimeConfig {
             run_dir: config.run.clone(),

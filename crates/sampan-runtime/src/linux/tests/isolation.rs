@@ -8,12 +8,14 @@ use std::process::Command;
 use crate::cgroup::{Cgroups, Prefix};
 
 const INSIDE: &str = "SAMPAN_TEST_INSIDE";
+const TIME_LIMIT: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// Runs `test`, the body of the test `linux::tests::NAME`, isolated. Without root it says that it did not run; in CI that
 /// is a failure.
 pub(super) fn isolated(name: &str, test: impl Future<Output = ()>) {
     if std::env::var_os(INSIDE).is_some() {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let test = async { tokio::time::timeout(TIME_LIMIT, test).await.expect("the test ends in time") };
         runtime.expect("a tokio runtime").block_on(test);
         return;
     }
