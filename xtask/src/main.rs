@@ -1,5 +1,5 @@
 //! Chores that are programs: `cargo xtask schema <folder>` makes `schema/` from the published API data, `cargo xtask images`
-//! builds the images of tests and the demo.
+//! builds the images of tests and the demo, `cargo xtask vm-test <kernel> <modules>` tests the runtime on cgroup v2.
 
 use std::path::{Path, PathBuf};
 
@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 mod images;
 mod schema;
 mod tsv;
+mod vm;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -15,7 +16,10 @@ fn main() -> Result<()> {
     match arguments.as_slice() {
         ["schema", data] => schema::generate(Path::new(data), &repository()?.join("schema")),
         ["images"] => images::build(&repository()?).map(drop),
-        _ => bail!("usage: cargo xtask images | schema <folder with fields.tsv, types.tsv, enums.tsv and resources.tsv>"),
+        ["vm-test", kernel, modules] => vm::test(&repository()?, Path::new(kernel), Path::new(modules)),
+        _ => bail!(
+            "usage: cargo xtask images | vm-test <kernel> <modules> | schema <folder with fields.tsv, types.tsv, enums.tsv and resources.tsv>"
+        ),
     }
 }
 
