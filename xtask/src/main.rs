@@ -1,5 +1,12 @@
 //! Chores that are programs: `cargo xtask schema <folder>` makes `schema/` from the published API data, `cargo xtask images`
-//! builds the images of tests and the demo; the rest are checks that `make test` runs, each described in its file.
+        ["docs"] => docs::check(&repository()?),
+        ["edges"] => edges::check(),
+        ["licences"] => licences::check(),
+        ["promises"] => promises::check(&repository()?),
+        ["vm-test", kernel, modules] => vm::test(&repository()?, Path::new(kernel), Path::new(modules)),
+        _ => bail!(
+            "usage: cargo xtask docs | edges | images | licences | promises | vm-test <kernel> <modules> | \
+             schema <folder with fields.tsv, types.tsv, enums.tsv and resources.tsv>"
 
 use std::path::{Path, PathBuf};
 
@@ -13,6 +20,7 @@ mod metadata;
 mod promises;
 mod schema;
 mod tsv;
+mod vm;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -20,12 +28,18 @@ fn main() -> Result<()> {
     match arguments.as_slice() {
         ["schema", data] => schema::generate(Path::new(data), &repository()?.join("schema")),
         ["images"] => images::build(&repository()?).map(drop),
+<<<<<<< .merge_file_3UjkA0
         ["docs"] => docs::check(&repository()?),
         ["edges"] => edges::check(),
         ["licences"] => licences::check(),
         ["promises"] => promises::check(&repository()?),
         _ => bail!(
             "usage: cargo xtask docs | edges | images | licences | promises | schema <folder with fields.tsv, types.tsv, enums.tsv and resources.tsv>"
+=======
+        ["vm-test", kernel, modules] => vm::test(&repository()?, Path::new(kernel), Path::new(modules)),
+        _ => bail!(
+            "usage: cargo xtask images | vm-test <kernel> <modules> | schema <folder with fields.tsv, types.tsv, enums.tsv and resources.tsv>"
+>>>>>>> .merge_file_koTqbq
         ),
     }
 }
