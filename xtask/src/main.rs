@@ -28,18 +28,14 @@ fn main() -> Result<()> {
     match arguments.as_slice() {
         ["schema", data] => schema::generate(Path::new(data), &repository()?.join("schema")),
         ["images"] => images::build(&repository()?).map(drop),
-<<<<<<< .merge_file_3UjkA0
         ["docs"] => docs::check(&repository()?),
         ["edges"] => edges::check(),
         ["licences"] => licences::check(),
         ["promises"] => promises::check(&repository()?),
-        _ => bail!(
-            "usage: cargo xtask docs | edges | images | licences | promises | schema <folder with fields.tsv, types.tsv, enums.tsv and resources.tsv>"
-=======
         ["vm-test", kernel, modules] => vm::test(&repository()?, Path::new(kernel), Path::new(modules)),
         _ => bail!(
-            "usage: cargo xtask images | vm-test <kernel> <modules> | schema <folder with fields.tsv, types.tsv, enums.tsv and resources.tsv>"
->>>>>>> .merge_file_koTqbq
+            "usage: cargo xtask docs | edges | images | licences | promises | vm-test <kernel> <modules> | \
+             schema <folder with fields.tsv, types.tsv, enums.tsv and resources.tsv>"
         ),
     }
 }
