@@ -180,6 +180,23 @@ pub fn sticky(front: Front, endpoints: &[(std::net::IpAddr, u16)], seconds: u32)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proxy::compile::{Fate, Protocol};
+
+    #[test]
+    fn the_pause_covers_every_front_and_nothing_else() {
+        let front = |front| Element::Front(front, Fate::Balance(1));
+        let script = pause(&[
+            front(Front::Address([10, 0, 0, 1].into(), Protocol::Tcp, 80)),
+            front(Front::NodePort(true, Protocol::Udp, 30053)),
+            Element::Hairpin([10, 1, 0, 7].into()),
+        ]);
+        assert_eq!(
+            script.matches("ct state new ip daddr . meta l4proto . th dport { 10.0.0.1 . 6 . 80 } drop").count(),
+            2
+        );
+        assert_eq!(script.matches("meta l4proto . th dport { 17 . 30053 } drop").count(), 2, "{script}");
+        assert!(!script.contains("10.1.0.7") && !script.contains("ip6"), "{script}");
+    }
 
     #[test]
     fn every_set_is_declared_once_and_used() {
