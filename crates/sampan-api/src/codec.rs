@@ -9,7 +9,7 @@ mod proto;
 mod proto_read;
 mod proto_write;
 mod scalar;
-mod wire;
+pub(crate) mod wire;
 mod write;
 
 #[cfg(test)]
