@@ -4,7 +4,7 @@ CARGO ?= cargo
 PREFIX ?= /usr/local
 
 .DEFAULT_GOAL := help
-.PHONY: help build images demo test bench lint docs-check install uninstall clean
+.PHONY: help build images demo test e2e bench lint docs-check install uninstall clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
@@ -20,6 +20,9 @@ demo: ## a cluster with a small application on this machine (root)
 
 test: ## everything CI runs (root; installs what is missing)
 	scripts/test
+
+e2e: ## only the end-to-end tests (root)
+	scripts/test install build images e2e
 
 bench: ## measure, and write bench/RESULTS.md (root)
 	scripts/bench

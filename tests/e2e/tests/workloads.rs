@@ -1,0 +1,169 @@
+//! Pods and Deployments with what they need from their node.
+
+use std::time::Duration;
+
+use sampan_e2e::load::Load;
+use sampan_e2e::{Cluster, eventually, holds_for};
+
+#[test]
+fn a_rolling_update_under_load_fails_no_request() {
+    let port = free_port();
+    let cluster = Cluster::up(&["--publish", &format!("{port}:80")]);
+    cluster.load_images();
+    let here = cluster.namespace("rolling");
+    here.hello();
+    let address = ([127, 0, 0, 1], port).into();
+    eventually("the first answer", || sampan_e2e::load::get(address, "/", Duration::from_secs(2)).ok());
+    let ((), report) = Load::new(address, "/").during(|| {
+        here.kubectl(&["set", "env", "deployment/hello", "VERSION=2"]);
+        here.rolled_out("hello");
+        eventually("only pods of the new version", || {
+            let versions = here.kubectl(&["get", "pods", "-l", "app=hello", "-o", "name"]);
+            (versions.lines().count() == 3).then_some(())
+        });
+    });
+    assert_eq!(report.failed(), 0, "{:?}", report.failures);
+    let versions = |version: &str| report.answers.keys().filter(|who| who.ends_with(version)).count();
+    assert!(versions("(version 1)") > 1 && versions("(version 2)") > 1, "{:?}", report.answers);
+}
+
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("an address").port()
+}
+
+#[test]
+fn answers_hold_configuration_and_secret() {
+    let here = Cluster::shared().namespace("configured");
+    here.hello();
+    here.shell_pod("caller");
+    let answer = eventually("an answer", || {
+        let done = here.sh("caller", "wget -q -T 2 -O - http://hello/");
+        done.succeeded().then_some(done.stdout)
+    });
+    let answer: serde_json::Value = serde_json::from_str(&answer).expect("JSON");
+    assert_eq!((&answer["greeting"], &answer["secret"]), (&"Ahoy".into(), &"kelp".into()));
+}
+
+#[test]
+fn a_changed_config_map_reaches_its_volume() {
+    let here = Cluster::shared().namespace("projected");
+    here.apply("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: words}\ndata: {word: kelp}\n");
+    here.apply(
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: reader}\nspec:\n  terminationGracePeriodSeconds: 0\n  \
+         volumes: [{name: words, configMap: {name: words}}]\n  containers:\n    - {name: main, image: 'busybox:1', \
+         command: [sleep, '3600'], volumeMounts: [{name: words, mountPath: /words}]}\n",
+    );
+    here.ready("reader");
+    assert_eq!(here.sh("reader", "cat /words/word").ok(), "kelp");
+    here.apply("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: words}\ndata: {word: salt}\n");
+    eventually("the new word in the file", || (here.sh("reader", "cat /words/word").stdout == "salt").then_some(()));
+}
+
+#[test]
+fn a_pod_has_its_token_and_may_use_it() {
+    let here = Cluster::shared().namespace("token");
+    here.shell_pod("main");
+    let directory = "/var/run/secrets/kubernetes.io/serviceaccount";
+    assert_eq!(here.sh("main", &format!("cat {directory}/namespace")).ok(), "token");
+    assert!(here.sh("main", &format!("cat {directory}/ca.crt")).ok().contains("BEGIN CERTIFICATE"));
+    let token = here.sh("main", &format!("cat {directory}/token")).ok();
+    let token = format!("--token={token}");
+    // Without the administrator's certificate: only the token speaks.
+    let server = here.cluster.status()["server"].as_str().expect("the server").to_owned();
+    let mut command = here.kubectl_command();
+    command.env("KUBECONFIG", "/dev/null").args(["--server", &server, "--insecure-skip-tls-verify", &token]);
+    let who = sampan_e2e::run(command.args(["auth", "whoami", "-o", "jsonpath={.status.userInfo.username}"])).ok();
+    assert_eq!(who, "system:serviceaccount:token:default");
+}
+
+#[test]
+fn an_init_container_runs_first() {
+    let here = Cluster::shared().namespace("init");
+    here.apply(
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: main}\nspec:\n  terminationGracePeriodSeconds: 0\n  \
+         volumes: [{name: shared, emptyDir: {}}]\n  initContainers:\n    - {name: first, image: 'busybox:1', command: \
+         [sh, -c, 'echo ready > /shared/state'], volumeMounts: [{name: shared, mountPath: /shared}]}\n  containers:\n    \
+         - {name: main, image: 'busybox:1', command: [sh, -c, 'cat /shared/state; sleep 3600'], \
+         volumeMounts: [{name: shared, mountPath: /shared}]}\n",
+    );
+    here.ready("main");
+    assert_eq!(here.kubectl(&["logs", "main", "-c", "main"]), "ready\n");
+    let reason = "{.status.initContainerStatuses[0].state.terminated.reason}";
+    assert_eq!(here.field("pod/main", reason), "Completed");
+}
+
+#[test]
+fn probes_decide_readiness_and_restarts() {
+    let here = Cluster::shared().namespace("probes");
+    here.apply(
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: main}\nspec:\n  terminationGracePeriodSeconds: 0\n  containers:\n    \
+         - name: main\n      image: busybox:1\n      command: [sh, -c, 'touch /tmp/alive; sleep 3600']\n      \
+         readinessProbe: {exec: {command: [test, -e, /tmp/ready]}, periodSeconds: 1}\n      \
+         livenessProbe: {exec: {command: [test, -e, /tmp/alive]}, periodSeconds: 1, failureThreshold: 1, initialDelaySeconds: 2}\n",
+    );
+    let ready = "{.status.conditions[?(@.type=='Ready')].status}";
+    here.until("pod/main", "{.status.phase}", "Running");
+    holds_for("the pod is not ready", Duration::from_secs(2), || here.field("pod/main", ready) == "False");
+    here.sh("main", "touch /tmp/ready").ok();
+    here.until("pod/main", ready, "True");
+    here.sh("main", "rm /tmp/alive").ok();
+    here.until("pod/main", "{.status.containerStatuses[0].restartCount}", "1");
+    assert!(here.kubectl(&["events", "--for", "pod/main"]).contains("Unhealthy"));
+}
+
+#[test]
+fn a_command_that_is_not_in_the_image_says_so() {
+    let here = Cluster::shared().namespace("no-command");
+    here.kubectl(&["run", "main", "--image=busybox:1", "--restart=Never", "--command", "--", "/no/such/program"]);
+    let message = eventually("the container's failure", || {
+        let state = here.field("pod/main", "{.status.containerStatuses[0].state}");
+        state.contains("/no/such/program").then_some(state)
+    });
+    assert!(message.contains("StartError") || message.contains("ContainerCannotRun"), "{message}");
+}
+
+#[test]
+fn memory_limits_hold() {
+    let here = Cluster::shared().namespace("memory");
+    here.apply(
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: eater}\nspec:\n  restartPolicy: Never\n  containers:\n    \
+         - {name: main, image: 'busybox:1', resources: {limits: {memory: 16Mi}}, command: [sh, -c, 'tail /dev/zero']}\n",
+    );
+    here.until("pod/eater", "{.status.containerStatuses[0].state.terminated.reason}", "OOMKilled");
+    assert_eq!(here.field("pod/eater", "{.status.containerStatuses[0].state.terminated.exitCode}"), "137");
+}
+
+#[test]
+fn a_crashing_container_backs_off() {
+    let here = Cluster::shared().namespace("back-off");
+    here.kubectl(&["run", "main", "--image=busybox:1", "--command", "--", "false"]);
+    here.until("pod/main", "{.status.containerStatuses[0].state.waiting.reason}", "CrashLoopBackOff");
+    let restarts: u32 =
+        here.field("pod/main", "{.status.containerStatuses[0].restartCount}").parse().expect("a number");
+    assert!(restarts >= 1);
+}
+
+#[test]
+fn a_pod_that_fits_nowhere_says_why() {
+    let here = Cluster::shared().namespace("too-big");
+    here.apply(
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: big}\nspec:\n  containers:\n    \
+         - {name: main, image: 'busybox:1', resources: {requests: {cpu: '1000'}}}\n",
+    );
+    let message = eventually("FailedScheduling", || {
+        let events = here.kubectl(&["events", "--for", "pod/big"]);
+        events.contains("FailedScheduling").then_some(events)
+    });
+    assert!(message.contains("Insufficient cpu"), "{message}");
+    assert_eq!(here.field("pod/big", "{.status.phase}"), "Pending");
+}
+
+#[test]
+fn a_deleted_namespace_takes_everything_with_it() {
+    let here = Cluster::shared().namespace("doomed");
+    here.hello();
+    here.cluster.kubectl(&["delete", "namespace", "doomed", "--timeout=60s"]);
+    here.cluster.kubectl(&["create", "namespace", "doomed"]);
+    assert_eq!(here.kubectl(&["get", "pods,deployments,services,secrets", "-o", "name"]), "");
+}
