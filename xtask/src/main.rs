@@ -1,5 +1,6 @@
 //! Chores that are programs: `cargo xtask schema <folder>` makes `schema/` from the published API data, `cargo xtask images`
-//! builds the images of tests and the demo; the rest are checks that `make test` runs, each described in its file.
+//! builds the images of tests and the demo, `cargo xtask vm-test` runs the runtime's tests in a virtual machine; the rest are
+//! checks that `make test` runs, each described in its file.
 
 use std::path::{Path, PathBuf};
 
@@ -13,6 +14,7 @@ mod metadata;
 mod promises;
 mod schema;
 mod tsv;
+mod vm;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -24,8 +26,10 @@ fn main() -> Result<()> {
         ["edges"] => edges::check(),
         ["licences"] => licences::check(),
         ["promises"] => promises::check(&repository()?),
+        ["vm-test", kernel, modules] => vm::test(&repository()?, Path::new(kernel), Path::new(modules)),
         _ => bail!(
-            "usage: cargo xtask docs | edges | images | licences | promises | schema <folder with fields.tsv, types.tsv, enums.tsv and resources.tsv>"
+            "usage: cargo xtask docs | edges | images | licences | promises | vm-test <kernel> <modules> | \
+             schema <folder with fields.tsv, types.tsv, enums.tsv and resources.tsv>"
         ),
     }
 }

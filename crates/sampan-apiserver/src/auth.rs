@@ -112,6 +112,26 @@ pub trait Authorizer: Send + Sync + 'static {
     async fn authorize(&self, attributes: &Attributes) -> Decision;
 }
 
+/// Asks again before it refuses: the indexes that authorizers decide by follow the commits, and a right that was granted
+/// a moment ago must count. Only refusals wait.
+pub struct Current {
+    pub authorizer: Arc<dyn Authorizer>,
+    pub feed: crate::state::Feed,
+}
+
+#[async_trait]
+impl Authorizer for Current {
+    async fn authorize(&self, attributes: &Attributes) -> Decision {
+        match self.authorizer.authorize(attributes).await {
+            Decision::NoOpinion { .. } => {
+                self.feed.caught_up().await;
+                self.authorizer.authorize(attributes).await
+            }
+            decided => decided,
+        }
+    }
+}
+
 /// Asks one authorizer after the other; the first that has an opinion decides (upstream's `union`). The group
 /// `system:masters` may do everything and is asked for first, so that no mistake in a role locks the administrator out.
 pub struct Union(pub Vec<Arc<dyn Authorizer>>);

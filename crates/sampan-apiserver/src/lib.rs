@@ -47,5 +47,5 @@ mod tests;
 
 pub use local::Local;
 pub use server::{Config, Server, Version};
-pub use state::{StoreLookup, feed};
+pub use state::{Feed, StoreLookup, feed};
 pub mod descriptions;

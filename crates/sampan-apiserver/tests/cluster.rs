@@ -116,8 +116,7 @@ impl Cluster {
         let lookup: Arc<dyn Lookup> = Arc::new(StoreLookup(store.clone()));
         let rbac = Arc::new(Rbac::default());
         let node_authorizer = Arc::new(NodeAuthorizer::new(policy::node_rules()));
-        feed(&store, &clock, rbac.clone()).await.expect("a feed");
-        feed(&store, &clock, node_authorizer.clone()).await.expect("a feed");
+        feed(&store, &clock, vec![rbac.clone(), node_authorizer.clone()]).await.expect("a feed");
         let (key, _) = TokenKey::generate().expect("a key");
         let tokens = Arc::new(Tokens::new("https://issuer", &[], key, lookup.clone(), clock.clone(), dice.clone()));
         let authorizer: Arc<dyn Authorizer> = Arc::new(Union(vec![node_authorizer, rbac.clone()]));

@@ -42,6 +42,8 @@ fn detach(listener: &OwnedFd) -> Result<(), Failure> {
         libc::umask(0o022);
         libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
         libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
+        // The agent does without huge pages, for itself; its containers may have them.
+        libc::prctl(libc::PR_SET_THP_DISABLE, 0, 0, 0, 0);
         libc::prctl(libc::PR_SET_NAME, c"sampan-holder".as_ptr());
         libc::fcntl(listener.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC);
         libc::listen(listener.as_raw_fd(), 128);

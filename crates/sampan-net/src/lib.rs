@@ -30,6 +30,14 @@ pub trait PodNetwork: Send + Sync + 'static {
     async fn sweep(&self, live: &[String]) -> Result<(), NetError>;
 }
 
+/// What leads clients to pods.
+#[async_trait]
+pub trait ServiceProxy: Send + Sync + 'static {
+    /// Waits until no Service of this cluster leads new connections to these addresses while it has others to lead them
+    /// to, and returns at once for addresses no Service leads to. The caller bounds the wait.
+    async fn withdrawn(&self, addresses: &[IpAddr]);
+}
+
 #[derive(Clone, Debug)]
 pub struct PodLink<'a> {
     pub sandbox: &'a str,

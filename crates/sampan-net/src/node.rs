@@ -20,7 +20,7 @@ use sampan_client::{Client, ListOptions};
 use tokio::sync::watch;
 
 use crate::link::{Links, Route};
-use crate::pods::RoutedPods;
+use crate::pods::{PREFIX, RoutedPods};
 use crate::views::Node;
 use crate::{NetError, PodLink, PodNetwork, nft};
 
@@ -158,7 +158,27 @@ fn masquerade(own: &[IpNet], cluster: &[IpNet]) -> String {
     }
     let chain =
         format!("  chain postrouting {{\n    type nat hook postrouting priority srcnat; policy accept;\n{rules}  }}\n");
-    nft::replace("inet", TABLE, &chain)
+    nft::replace("inet", TABLE, &(chain + &strays(own)))
+}
+
+/// What is for a pod of this node that is not there (any more) must not leave by the default route. A connection through a
+/// Service is dropped, so that the client's next try reaches another endpoint; one to the pod itself is refused.
+fn strays(own: &[IpNet]) -> String {
+    let rules: String = [("ip", "icmp", true), ("ip6", "icmpv6", false)]
+        .into_iter()
+        .filter_map(|(family, icmp, v4)| {
+            let own: Vec<String> =
+                own.iter().filter(|range| range.addr().is_ipv4() == v4).map(IpNet::to_string).collect();
+            let stray = format!("{family} daddr {{ {} }} oifname != \"{PREFIX}*\"", own.join(", "));
+            let unreachable = if v4 { "host-unreachable" } else { "addr-unreachable" };
+            (!own.is_empty())
+                .then(|| format!("    {stray} ct status dnat drop\n    {stray} reject with {icmp} {unreachable}\n"))
+        })
+        .collect();
+    let chain = |hook: &str| {
+        format!("  chain strays-{hook} {{\n    type filter hook {hook} priority filter; policy accept;\n{rules}  }}\n")
+    };
+    chain("forward") + &chain("output")
 }
 
 /// Routes to another node's pods, by way of its address.
@@ -215,5 +235,14 @@ mod tests {
         let script = masquerade(&[range("10.1.2.0/24")], &[range("10.1.0.0/16"), range("fd00::/48")]);
         assert!(script.contains("ip saddr { 10.1.2.0/24 } ip daddr != { 10.1.0.0/16 } masquerade"), "{script}");
         assert!(!script.contains("ip6 saddr"), "no IPv6 pods, no IPv6 rule");
+    }
+
+    #[test]
+    fn a_pod_that_is_gone_is_not_looked_for_outside() {
+        let script = strays(&["10.1.2.0/24".parse().expect("a range")]);
+        let rule = "ip daddr { 10.1.2.0/24 } oifname != \"smp*\"";
+        assert_eq!(script.matches(&format!("{rule} ct status dnat drop")).count(), 2, "{script}");
+        assert_eq!(script.matches(&format!("{rule} reject")).count(), 2, "{script}");
+        assert!(!script.contains("ip6"), "{script}");
     }
 }

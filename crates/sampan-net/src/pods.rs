@@ -21,6 +21,8 @@ use crate::{NetError, PodLink, PodNetwork};
 
 /// The address of the host end of every pod's link.
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// The names of the host ends begin with it.
+pub const PREFIX: &str = "smp";
 /// The pod's own link, as everywhere in this field.
 const POD_LINK: &str = "eth0";
 
@@ -64,7 +66,7 @@ fn link_name(sandbox: &str) -> String {
     let hash = sandbox
         .bytes()
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-    format!("smp{:012x}", hash & 0xffff_ffff_ffff)
+    format!("{PREFIX}{:012x}", hash & 0xffff_ffff_ffff)
 }
 
 impl RoutedPods {
@@ -201,7 +203,9 @@ impl PodNetwork for RoutedPods {
         }
         let expected: BTreeSet<String> = live.iter().map(|sandbox| link_name(sandbox)).collect();
         for name in self.links.names().await? {
-            let ours = name.len() == 15 && name.starts_with("smp") && name[3..].bytes().all(|b| b.is_ascii_hexdigit());
+            let ours = name.len() == 15
+                && name.starts_with(PREFIX)
+                && name[PREFIX.len()..].bytes().all(|b| b.is_ascii_hexdigit());
             if ours && !expected.contains(&name) {
                 self.links.delete(&name).await?;
             }

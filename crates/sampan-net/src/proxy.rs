@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use sampan_api::Gvr;
 use sampan_base::{Clock, task};
 use sampan_client::informer::{Informer, Key};
@@ -17,13 +18,16 @@ use sampan_client::{Client, ListOptions};
 use tokio::sync::watch;
 
 use crate::views::{Service, Slice};
-use crate::{NetError, nft};
+use crate::{NetError, ServiceProxy, nft};
 use compile::{Book, Delta, Element, Fate, Front};
 use netlink::Balancer;
 
 /// Changes that come together are programmed together.
 const GATHER: Duration = Duration::from_millis(1);
 const RETRY: Duration = Duration::from_secs(1);
+/// After this node's proxy has let go of an endpoint: the proxies of other nodes hear of the same change at the same time
+/// and may need a little longer, and connections on their way still arrive.
+const SETTLE: Duration = Duration::from_millis(150);
 
 #[derive(Clone, Debug)]
 pub struct ProxyConfig {
@@ -35,7 +39,9 @@ pub struct ProxyConfig {
 
 /// The running proxy. Dropping it leaves the rules in place: connections go on.
 pub struct Proxy {
-    in_force: watch::Receiver<Arc<BTreeSet<IpAddr>>>,
+    /// `None` until this process has programmed the kernel: what a former one left leads nobody knows where.
+    in_force: watch::Receiver<Option<Arc<BTreeSet<IpAddr>>>>,
+    clock: Clock,
     _tasks: task::Group,
 }
 
@@ -46,17 +52,26 @@ impl Proxy {
         let services = Informer::spawn(client.clone(), gvr("", "services"), ListOptions::default(), clock.clone());
         let slices =
             Informer::spawn(client, gvr("discovery.k8s.io", "endpointslices"), ListOptions::default(), clock.clone());
-        let (sender, in_force) = watch::channel(Arc::default());
+        let (sender, in_force) = watch::channel(None);
         let mut tasks = task::Group::default();
-        tasks.spawn("service proxy", run(services, slices, config, clock, sender));
-        Self { in_force, _tasks: tasks }
+        tasks.spawn("service proxy", run(services, slices, config, clock.clone(), sender));
+        Self { in_force, clock, _tasks: tasks }
     }
+}
 
-    /// Waits until no Service leads to this endpoint on this node any more.
-    pub async fn gone(&self, endpoint: IpAddr) {
+#[async_trait]
+impl ServiceProxy for Proxy {
+    async fn withdrawn(&self, addresses: &[IpAddr]) {
         let mut in_force = self.in_force.clone();
         // The sender ends with the proxy; then nothing is programmed any more.
-        let _ = in_force.wait_for(|endpoints| !endpoints.contains(&endpoint)).await;
+        let Ok(known) = in_force.wait_for(Option::is_some).await.map(|known| known.clone()) else { return };
+        let leads = |known: &Option<Arc<BTreeSet<IpAddr>>>| {
+            known.as_ref().is_some_and(|known| addresses.iter().any(|address| known.contains(address)))
+        };
+        if leads(&known) {
+            let _ = in_force.wait_for(|known| !leads(known)).await;
+            self.clock.sleep(SETTLE).await;
+        }
     }
 }
 
@@ -73,7 +88,7 @@ async fn run(
     slices: Informer<Slice>,
     config: ProxyConfig,
     clock: Clock,
-    in_force: watch::Sender<Arc<BTreeSet<IpAddr>>>,
+    in_force: watch::Sender<Option<Arc<BTreeSet<IpAddr>>>>,
 ) {
     // With half of the lists in, Services would be refused that have endpoints.
     services.synced().await;
@@ -119,7 +134,7 @@ async fn run(
             in_kernel = false;
         }
         in_kernel = true;
-        in_force.send_replace(Arc::new(state.endpoints()));
+        in_force.send_replace(Some(Arc::new(state.endpoints())));
     }
 }
 
@@ -194,9 +209,14 @@ impl State {
         service.addresses().any(|address| self.config.own.contains(&address))
     }
 
+    /// Where Services lead, but for endpoints on their way out that are used because there is no better one: waiting for
+    /// those to be let go would gain nothing.
     fn endpoints(&self) -> BTreeSet<IpAddr> {
+        let all = self.slices.values().flat_map(BTreeMap::values).flat_map(|slice| &slice.endpoints);
+        let ending = all.filter(|one| one.conditions.terminating == Some(true));
+        let ending: BTreeSet<IpAddr> = ending.flat_map(|one| one.addresses().next()).collect();
         let address = |element: &Element| match element {
-            Element::Endpoint(_, _, address, _) => Some(*address),
+            Element::Endpoint(_, _, address, _) if !ending.contains(address) => Some(*address),
             _ => None,
         };
         self.book.all().filter_map(address).collect()

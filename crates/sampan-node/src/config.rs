@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use sampan_base::{Clock, Dice};
 use sampan_client::Client;
-use sampan_net::PodNetwork;
+use sampan_net::{PodNetwork, ServiceProxy};
 use sampan_runtime::{Images, Runtime};
 
 #[derive(Clone, Debug)]
@@ -110,6 +110,7 @@ pub struct Parts {
     pub runtime: Arc<dyn Runtime>,
     pub images: Arc<dyn Images>,
     pub network: Arc<dyn PodNetwork>,
+    pub proxy: Arc<dyn ServiceProxy>,
     pub clock: Clock,
     pub dice: Dice,
 }

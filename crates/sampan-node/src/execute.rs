@@ -35,6 +35,9 @@ pub struct Context {
     pub early: mpsc::UnboundedSender<Fact>,
 }
 
+/// The longest a pod waits for Services to stop leading to it, before its containers are told to end.
+const WITHDRAWAL: Duration = Duration::from_secs(3);
+
 /// What preparing the volumes gave, beside the facts of [`Done`].
 pub type Prepared = Option<Mounted>;
 
@@ -262,9 +265,17 @@ impl Context {
         events.normal(spec, "Killing", message);
         let clock = &node.parts.clock;
         let mut left = grace;
+        let began = clock.instant();
+        // No new connection may lead to a pod that is told to end (a probe's kill is not the end of the pod). Bounded:
+        // the API, which tells the proxies, may be away.
+        if self.pod.deletion().is_some() && !self.pod.host_network() && !self.addresses.is_empty() {
+            let withdrawn = node.parts.proxy.withdrawn(&self.addresses);
+            if clock.timeout(WITHDRAWAL.min(grace / 2), withdrawn).await.is_none() {
+                tracing::warn!(pod = self.pod.full_name(), "Services may still lead here while it stops");
+            }
+        }
         let hook = spec.and_then(|spec| Some((spec, spec.lifecycle.as_ref()?.pre_stop.as_ref()?)));
         if let Some((spec, hook)) = hook.filter(|_| grace > Duration::ZERO) {
-            let began = clock.instant();
             let address = self.addresses.first().copied();
             match clock.timeout(grace, hooks::run(node, hook, spec, id, address)).await {
                 Some(Ok(())) => {}

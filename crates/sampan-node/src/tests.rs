@@ -342,3 +342,25 @@ async fn a_pod_this_node_cannot_run_fails_without_having_run() {
     let calls = world.machine.calls();
     assert!(calls.iter().all(|(call, _)| *call == Operation::List), "{calls:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn containers_end_after_services_have_let_go_of_the_pod() {
+    let world = World::new().await;
+    world.machine.behave("app", [Behaviour::default()]);
+    for (name, address, lets_go) in [("web", [10, 1, 0, 1], true), ("stuck", [10, 1, 0, 2], false)] {
+        world.api.put("pods", pod(name, json!({})));
+        world.wait_phase(name, "Running").await;
+        world.network.serve(&[address.into()]);
+        let calls = world.machine.calls().len();
+        world.api.delete(name, 30);
+        world.clock.sleep(Duration::from_millis(2500)).await;
+        let calls = world.machine.calls().split_off(calls);
+        assert!(calls.iter().all(|(call, _)| *call != Operation::StopContainer), "{name}: {calls:?}");
+        if lets_go {
+            world.network.serve(&[]);
+        }
+        let began = world.clock.instant();
+        world.wait_gone(name).await;
+        assert!(began.elapsed() < Duration::from_secs(1), "{name}: {:?}", began.elapsed());
+    }
+}

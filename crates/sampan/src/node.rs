@@ -119,7 +119,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         },
         clock.clone(),
     );
-    let _proxy = Proxy::spawn(
+    let proxy = Proxy::spawn(
         network_client.clone(),
         ProxyConfig { node: config.name.clone(), own: vec![config.dns] },
         clock.clone(),
@@ -145,7 +145,15 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     agent.listen = config.addresses.first().map(|address| SocketAddr::new(*address, AGENT_PORT));
     agent.tls = Some(tls::server_config(&identity, &[&ca])?);
     agent.api_users = vec!["kube-apiserver-kubelet-client".into()];
-    let parts = Parts { client, runtime, images: images.clone(), network: Arc::new(network), clock, dice };
+    let parts = Parts {
+        client,
+        runtime,
+        images: images.clone(),
+        network: Arc::new(network),
+        proxy: Arc::new(proxy),
+        clock,
+        dice,
+    };
 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -51,8 +51,7 @@ impl Cluster {
         let lookup: Arc<dyn Lookup> = Arc::new(StoreLookup(store.clone()));
         let rbac = Arc::new(Rbac::default());
         let nodes = Arc::new(NodeAuthorizer::new(policy::node_rules()));
-        feed(&store, &clock, rbac.clone()).await.expect("a feed");
-        feed(&store, &clock, nodes.clone()).await.expect("a feed");
+        feed(&store, &clock, vec![rbac.clone(), nodes.clone()]).await.expect("a feed");
         let (key, _) = TokenKey::generate().expect("a key");
         let tokens = Arc::new(Tokens::new("https://issuer", &[], key, lookup.clone(), clock.clone(), dice.clone()));
         let authorizer: Arc<dyn Authorizer> = Arc::new(Union(vec![nodes, rbac.clone()]));

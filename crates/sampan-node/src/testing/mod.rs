@@ -2,7 +2,7 @@
 
 mod api;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sampan_base::{Clock, Dice, task};
 use sampan_client::Client;
-use sampan_net::{NetError, PodLink, PodNetwork};
+use sampan_net::{NetError, PodLink, PodNetwork, ServiceProxy};
 use sampan_runtime::fake::Fake;
 use serde_json::{Value, json};
 
@@ -19,9 +19,17 @@ use crate::agent::{Agent, Pods};
 use crate::config::{NodeConfig, Parts};
 use crate::node::Node;
 
-/// Hands out 10.1.0.1, 10.1.0.2, …
+/// Hands out 10.1.0.1, 10.1.0.2, …; Services lead to what is in the set.
 #[derive(Default)]
-pub struct FakeNetwork(Mutex<(BTreeMap<String, u8>, u8)>);
+pub struct FakeNetwork(Mutex<(BTreeMap<String, u8>, u8)>, tokio::sync::watch::Sender<BTreeSet<IpAddr>>);
+
+#[async_trait]
+impl ServiceProxy for FakeNetwork {
+    async fn withdrawn(&self, addresses: &[IpAddr]) {
+        let mut served = self.1.subscribe();
+        let _ = served.wait_for(|served| !addresses.iter().any(|address| served.contains(address))).await;
+    }
+}
 
 #[async_trait]
 impl PodNetwork for FakeNetwork {
@@ -47,6 +55,11 @@ impl PodNetwork for FakeNetwork {
 }
 
 impl FakeNetwork {
+    /// Services lead to these addresses from now on.
+    pub fn serve(&self, addresses: &[IpAddr]) {
+        self.1.send_replace(addresses.iter().copied().collect());
+    }
+
     pub fn attached(&self) -> usize {
         self.0.lock().expect("lock").0.len()
     }
@@ -161,6 +174,7 @@ fn start(
         runtime: Arc::new(machine.clone()),
         images: Arc::new(machine.clone()),
         network: network.clone(),
+        proxy: network.clone(),
         clock: clock.clone(),
         dice: dice.clone(),
     };

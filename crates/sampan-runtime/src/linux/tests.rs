@@ -350,9 +350,11 @@ fn limits_are_enforced_and_usage_is_told() {
             .update_container(&id, &Resources { pids_limit: Some(7), ..Resources::default() })
             .await
             .expect("updated");
-        let output =
-            Command::new("grep").args(["-rl", "^7$", "/sys/fs/cgroup/", "--include=pids.max"]).output().expect("grep");
-        assert!(String::from_utf8_lossy(&output.stdout).contains(&id), "the limit was not changed");
+        let group = machine.linux().cgroup(&machine.linux().find(&id).expect("it")).expect("a group");
+        let directories = machine.linux().0.cgroups.directories(&group).into_iter();
+        let limits: Vec<String> =
+            directories.filter_map(|(path, _)| std::fs::read_to_string(path.join("pids.max")).ok()).collect();
+        assert_eq!(limits, ["7\n"]);
         runtime.remove_sandbox(&sandbox.id).await.expect("removed");
     });
 }

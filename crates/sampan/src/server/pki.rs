@@ -1,7 +1,7 @@
 //! The certificates of a cluster: who gets which. Made at the first start, renewed by later ones, kept in one directory.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -16,7 +16,6 @@ use crate::local::Cluster;
 
 /// Everything the server needs to prove who it is and to know others.
 pub struct Pki {
-    directory: PathBuf,
     pub ca: Ca,
     /// What the API server shows.
     pub serving: Identity,
@@ -54,7 +53,7 @@ impl Pki {
             issue("apiserver-kubelet-client", Subject::new("kube-apiserver-kubelet-client", &[]), Usage::Client)?;
         let admin = issue("admin", Subject::new("kubernetes-admin", &["system:masters"]), Usage::Client)?;
         let tokens = TokenKey::load_or_create(&disk, &directory, "service-account")?;
-        Ok(Self { directory, ca, serving, node_client, admin, tokens })
+        Ok(Self { ca, serving, node_client, admin, tokens })
     }
 
     pub fn admin_kubeconfig(&self, context: &str, server: &str) -> anyhow::Result<String> {
@@ -81,10 +80,6 @@ impl Pki {
         )?;
         let ca = pki.join("ca.crt");
         std::fs::write(&ca, self.ca.certificate_pem()).with_context(|| format!("write {}", ca.display()))
-    }
-
-    pub fn directory(&self) -> &Path {
-        &self.directory
     }
 }
 
