@@ -92,6 +92,17 @@ impl Cluster {
         (process["state"] == "running").then(|| process["pid"].as_i64().unwrap() as i32)
     }
 
+    /// The agent of the first node: the child of the node's first process that runs `sampan node`.
+    pub fn agent(&self) -> Option<i32> {
+        let init = self.pid(&self.node(0))?;
+        let children = fs::read_to_string(format!("/proc/{init}/task/{init}/children")).ok()?;
+        children.split_whitespace().find_map(|child| {
+            let line = fs::read(format!("/proc/{child}/cmdline")).ok()?;
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            line.contains(" node --config ").then(|| child.parse().ok()).flatten()
+        })
+    }
+
     pub fn node(&self, position: usize) -> String {
         self.status()["nodes"][position].as_str().unwrap().to_owned()
     }
@@ -131,6 +142,13 @@ impl Drop for Cluster {
         drop(self.reaper.stdin.take());
         let _ = self.reaper.wait();
     }
+}
+
+/// Sends a signal to a process that was just found to be one of a test's own.
+#[track_caller]
+pub fn signal(pid: i32, number: i32) {
+    // SAFETY: a plain system call.
+    assert_eq!(unsafe { libc::kill(pid, number) }, 0, "signal {number} to {pid}");
 }
 
 /// A shell that waits for the end of its input, and then takes the cluster down. In a session of its own: an interrupt of

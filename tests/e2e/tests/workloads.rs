@@ -165,5 +165,6 @@ fn a_deleted_namespace_takes_everything_with_it() {
     here.hello();
     here.cluster.kubectl(&["delete", "namespace", "doomed", "--timeout=60s"]);
     here.cluster.kubectl(&["create", "namespace", "doomed"]);
-    assert_eq!(here.kubectl(&["get", "pods,deployments,services,secrets", "-o", "name"]), "");
+    let left = || here.kubectl(&["get", "pods,replicasets,deployments,services,secrets", "-o", "name"]);
+    eventually("the new namespace to be empty", || left().is_empty().then_some(()));
 }
