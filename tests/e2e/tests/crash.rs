@@ -84,7 +84,7 @@ fn the_agent_is_killed_during_an_update() {
 fn server_and_agent_are_killed_during_an_update() {
     let report = killed_in_the_middle(|cluster| {
         kill_server(cluster);
-        kill_cluster.agent();
+        kill_agent(cluster);
     });
     assert_eq!(report.failed(), 0, "{:?}", report.failures);
 }
