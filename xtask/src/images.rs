@@ -1,6 +1,5 @@
 //! `cargo xtask images`: builds the images of tests and the demo (see `images/README.md`) without Docker.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
@@ -57,36 +56,13 @@ fn hello(repository: &Path, out: &Path) -> Result<Builder> {
     Ok(builder)
 }
 
-/// Debian's dynamically linked busybox with the libraries it names. The static one is no use: built with glibc, its look-up
-/// of host names (`wget`, `nc`) crashes where the C library's own files are missing.
 fn busybox(repository: &Path) -> Result<Builder> {
-    let places = [repository.join("target/tools/bin/busybox"), "/bin/busybox".into(), "/usr/bin/busybox".into()];
+    let places = [repository.join("target/tools/bin/busybox-static"), "/bin/busybox".into(), "/usr/bin/busybox".into()];
     let path = places.into_iter().find(|path| path.exists());
     let path = path.context("busybox is missing: run scripts/install-deps run")?;
     let list = Command::new(&path).arg("--list").output().with_context(|| format!("run {}", path.display()))?;
     let applets = String::from_utf8(list.stdout).context("busybox --list")?;
     let program = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
     let config = json!({ "Cmd": ["sh"], "Env": ["PATH=/bin"] });
-    let mut builder = writer::busybox(&program, &applets.lines().collect::<Vec<_>>(), config)?;
-    let libraries = libraries(&path)?;
-    let folders: BTreeSet<&Path> = libraries.iter().flat_map(|library| library.ancestors().skip(1)).collect();
-    for folder in folders {
-        if let Some(name) = folder.strip_prefix("/").ok().and_then(Path::to_str).filter(|name| !name.is_empty()) {
-            builder.directory(name, 0o755)?;
-        }
-    }
-    for library in &libraries {
-        let content = fs::read(library).with_context(|| format!("read {}", library.display()))?;
-        let name = library.strip_prefix("/").ok().and_then(Path::to_str).context("a library's path")?;
-        builder.file(name, 0o755, &content)?;
-    }
-    Ok(builder)
-}
-
-/// What the dynamic linker would load; nothing for a static program.
-fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
-    let output = Command::new("ldd").arg(program).output().context("run ldd")?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let paths = text.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
-    Ok(paths.map(PathBuf::from).collect())
+    Ok(writer::busybox(&program, &applets.lines().collect::<Vec<_>>(), config)?)
 }

@@ -306,7 +306,7 @@ fn run_and_expose() {
     here.kubectl(&["expose", "pod", "web", "--port=80", "--target-port=8080"]);
     here.shell_pod("caller");
     let answer = eventually("an answer through the Service", || {
-        let done = here.sh("caller", "wget -q -T 2 -O - http://web/");
+        let done = here.sh("caller", "timeout 5 wget -q -O - http://web/");
         done.succeeded().then_some(done.stdout)
     });
     assert!(answer.contains("\"pod\":\"web\""), "{answer}");

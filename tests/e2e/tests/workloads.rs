@@ -38,7 +38,7 @@ fn answers_hold_configuration_and_secret() {
     here.hello();
     here.shell_pod("caller");
     let answer = eventually("an answer", || {
-        let done = here.sh("caller", "wget -q -T 2 -O - http://hello/");
+        let done = here.sh("caller", "timeout 5 wget -q -O - http://hello/");
         done.succeeded().then_some(done.stdout)
     });
     let answer: serde_json::Value = serde_json::from_str(&answer).expect("JSON");
