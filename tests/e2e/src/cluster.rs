@@ -5,7 +5,6 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::command::{Done, run, run_with_input};
 use crate::{archive, eventually, kubectl, sampan};
@@ -32,11 +31,11 @@ impl Cluster {
 
     /// `sampan up` with these arguments. Taken down when dropped, and when the test program ends.
     pub fn up(arguments: &[&str]) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
         // SAFETY: geteuid only reads.
         assert_eq!(unsafe { libc::geteuid() }, 0, "the end-to-end tests make clusters and need root");
-        let name = format!("e2e-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let directory = tempfile::Builder::new().prefix("sampan-e2e-").tempdir().unwrap();
+        let unique = directory.path().to_str().unwrap().rsplit('-').next().unwrap().to_lowercase();
+        let name = format!("e2e-{unique}");
         let reaper = reaper(&name, directory.path());
         let cluster = Self { name, directory, reaper };
         cluster.up_again(arguments).ok();
