@@ -35,6 +35,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     // It builds images with the runtime's writer.
     ("xtask", &["sampan-runtime"]),
+    // It speaks to the API as a client, and enters namespaces to ask the cluster's DNS.
+    ("sampan-bench", &["sampan-client", "sampan-net", "sampan-wire"]),
     // From outside only: it starts the binary and kubectl.
     ("sampan-e2e", &[]),
 ];

@@ -15,7 +15,7 @@ pub fn build(repository: &Path) -> Result<Vec<PathBuf>> {
     fs::create_dir_all(&out).with_context(|| format!("make {}", out.display()))?;
     let archives = [
         ("hello", hello(repository, &out)?, ["hello:1", "hello:2"].as_slice()),
-        ("busybox", busybox()?, &["busybox:1"]),
+        ("busybox", busybox(repository)?, &["busybox:1"]),
     ];
     let mut paths = Vec::new();
     for (name, builder, tags) in archives {
@@ -56,13 +56,13 @@ fn hello(repository: &Path, out: &Path) -> Result<Builder> {
     Ok(builder)
 }
 
-fn busybox() -> Result<Builder> {
-    const PLACES: [&str; 2] = ["/bin/busybox", "/usr/bin/busybox"];
-    let path = PLACES.into_iter().find(|path| Path::new(path).exists());
-    let path = path.context("busybox is missing: install the package busybox-static")?;
-    let list = Command::new(path).arg("--list").output().with_context(|| format!("run {path}"))?;
+fn busybox(repository: &Path) -> Result<Builder> {
+    let places = [repository.join("target/tools/bin/busybox-static"), "/bin/busybox".into(), "/usr/bin/busybox".into()];
+    let path = places.into_iter().find(|path| path.exists());
+    let path = path.context("busybox is missing: run scripts/install-deps run")?;
+    let list = Command::new(&path).arg("--list").output().with_context(|| format!("run {}", path.display()))?;
     let applets = String::from_utf8(list.stdout).context("busybox --list")?;
-    let program = fs::read(path).with_context(|| format!("read {path}"))?;
+    let program = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
     let config = json!({ "Cmd": ["sh"], "Env": ["PATH=/bin"] });
     Ok(writer::busybox(&program, &applets.lines().collect::<Vec<_>>(), config)?)
 }

@@ -5,7 +5,6 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::command::{Done, run, run_with_input};
 use crate::{archive, eventually, kubectl, sampan};
@@ -32,11 +31,11 @@ impl Cluster {
 
     /// `sampan up` with these arguments. Taken down when dropped, and when the test program ends.
     pub fn up(arguments: &[&str]) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
         // SAFETY: geteuid only reads.
         assert_eq!(unsafe { libc::geteuid() }, 0, "the end-to-end tests make clusters and need root");
-        let name = format!("e2e-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let directory = tempfile::Builder::new().prefix("sampan-e2e-").tempdir().unwrap();
+        let unique = directory.path().to_str().unwrap().rsplit('-').next().unwrap().to_lowercase();
+        let name = format!("e2e-{unique}");
         let reaper = reaper(&name, directory.path());
         let cluster = Self { name, directory, reaper };
         cluster.up_again(arguments).ok();
@@ -92,6 +91,17 @@ impl Cluster {
         (process["state"] == "running").then(|| process["pid"].as_i64().unwrap() as i32)
     }
 
+    /// The agent of the first node: the child of the node's first process that runs `sampan node`.
+    pub fn agent(&self) -> Option<i32> {
+        let init = self.pid(&self.node(0))?;
+        let children = fs::read_to_string(format!("/proc/{init}/task/{init}/children")).ok()?;
+        children.split_whitespace().find_map(|child| {
+            let line = fs::read(format!("/proc/{child}/cmdline")).ok()?;
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            line.contains(" node --config ").then(|| child.parse().ok()).flatten()
+        })
+    }
+
     pub fn node(&self, position: usize) -> String {
         self.status()["nodes"][position].as_str().unwrap().to_owned()
     }
@@ -131,6 +141,13 @@ impl Drop for Cluster {
         drop(self.reaper.stdin.take());
         let _ = self.reaper.wait();
     }
+}
+
+/// Sends a signal to a process that was just found to be one of a test's own.
+#[track_caller]
+pub fn signal(pid: i32, number: i32) {
+    // SAFETY: a plain system call.
+    assert_eq!(unsafe { libc::kill(pid, number) }, 0, "signal {number} to {pid}");
 }
 
 /// A shell that waits for the end of its input, and then takes the cluster down. In a session of its own: an interrupt of

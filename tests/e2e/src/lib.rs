@@ -14,7 +14,7 @@ pub mod load;
 pub mod machine;
 pub mod registry;
 
-pub use cluster::{Cluster, Namespace};
+pub use cluster::{Cluster, Namespace, signal};
 pub use command::{Done, run, run_with_input};
 
 use std::path::PathBuf;

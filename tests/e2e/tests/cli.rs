@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
 
 use sampan_e2e::machine::Machine;
-use sampan_e2e::{Cluster, eventually, kubectl, run, sampan};
+use sampan_e2e::{Cluster, eventually, kubectl, run, sampan, signal};
 
 #[test]
 fn down_leaves_the_machine_as_it_was() {
@@ -192,13 +192,19 @@ fn doctor_names_a_missing_program_and_up_uses_the_same_words() {
 #[test]
 fn logs_are_shown_and_exported() {
     let cluster = Cluster::up(&[]);
-    let shown = eventually("a line of the server's log", || {
-        let text = cluster.sampan("logs", &["server"]).ok();
-        (!text.trim().is_empty()).then_some(text)
+    let node = cluster.node(0);
+    signal(eventually("an agent", || cluster.agent()), libc::SIGKILL);
+    let shown = eventually("the end of the agent in the log", || {
+        let text = cluster.sampan("logs", &[&node]).ok();
+        text.contains("the node agent was ended by SIGKILL").then_some(text)
     });
+    let all = cluster.sampan("logs", &[]).ok();
+    for process in ["supervisor", "server", &node] {
+        assert!(all.contains(&format!("==> {process} <==")), "{all}");
+    }
     let directory = cluster.scratch().join("export");
     cluster.sampan("logs", &["--export", directory.to_str().unwrap()]).ok();
-    let exported = fs::read_to_string(directory.join("server.log")).unwrap();
+    let exported = fs::read_to_string(directory.join(format!("{node}.log"))).unwrap();
     assert!(exported.starts_with(&shown));
     assert!(directory.join("cluster.json").exists());
     for entry in fs::read_dir(&directory).unwrap() {

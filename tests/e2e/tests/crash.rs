@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use sampan_e2e::load::{self, Load, Report};
-use sampan_e2e::{Cluster, Namespace, eventually, holds_for};
+use sampan_e2e::{Cluster, Namespace, eventually, holds_for, signal};
 
 /// A cluster with the application of the demo, answering on a port of this machine.
 fn demo() -> (Cluster, SocketAddr) {
@@ -28,28 +28,12 @@ fn here(cluster: &Cluster) -> Namespace<'_> {
     Namespace { cluster, name: "crash".into() }
 }
 
-fn signal(pid: i32, number: i32) {
-    // SAFETY: the process was just found to be one of the cluster's own.
-    assert_eq!(unsafe { libc::kill(pid, number) }, 0, "signal {number} to {pid}");
-}
-
-/// The node agent: the child of the node's first process that runs `sampan node`.
-fn agent(cluster: &Cluster) -> Option<i32> {
-    let init = cluster.pid(&cluster.node(0))?;
-    let children = fs::read_to_string(format!("/proc/{init}/task/{init}/children")).ok()?;
-    children.split_whitespace().find_map(|child| {
-        let line = fs::read(format!("/proc/{child}/cmdline")).ok()?;
-        let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        line.contains(" node --config ").then(|| child.parse().ok()).flatten()
-    })
-}
-
 fn kill_server(cluster: &Cluster) {
     signal(cluster.pid("server").expect("a server"), libc::SIGKILL);
 }
 
 fn kill_agent(cluster: &Cluster) {
-    signal(agent(cluster).expect("an agent"), libc::SIGKILL);
+    signal(cluster.agent().expect("an agent"), libc::SIGKILL);
 }
 
 /// A rolling update under load, with this in the middle of it. Everything acknowledged meanwhile must be there afterwards.
@@ -120,10 +104,10 @@ fn containers_outlive_the_agent() {
         ])
     };
     let before = started(&here);
-    let old = agent(&cluster).expect("an agent");
+    let old = cluster.agent().expect("an agent");
     let ((), report) = Load::new(address, "/").during(|| {
         signal(old, libc::SIGKILL);
-        let new = eventually("a new agent", || agent(&cluster).filter(|pid| *pid != old));
+        let new = eventually("a new agent", || cluster.agent().filter(|pid| *pid != old));
         assert_ne!(new, old);
         // A new pod proves that it works again.
         here.shell_pod("after");

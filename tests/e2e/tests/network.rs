@@ -7,7 +7,7 @@ use sampan_e2e::{Cluster, Namespace, eventually, load};
 
 fn wget(here: &Namespace<'_>, url: &str) -> String {
     eventually(&format!("an answer of {url}"), || {
-        let done = here.sh("caller", &format!("wget -q -T 2 -O - {url}"));
+        let done = here.sh("caller", &format!("timeout 5 wget -q -O - {url}"));
         done.succeeded().then_some(done.stdout)
     })
 }
@@ -46,7 +46,7 @@ fn a_pod_reaches_itself_through_its_service() {
     here.ready("caller");
     here.kubectl(&["expose", "pod", "caller", "--port=80", "--target-port=8080"]);
     eventually("an answer of itself", || {
-        here.sh("caller", "wget -q -T 2 -O /dev/null http://caller/busybox").succeeded().then_some(())
+        here.sh("caller", "timeout 5 wget -q -O /dev/null http://caller/busybox").succeeded().then_some(())
     });
 }
 
@@ -57,7 +57,7 @@ fn a_service_without_endpoints_refuses_at_once() {
     here.shell_pod("caller");
     let address = here.field("service/nobody", "{.spec.clusterIP}");
     eventually("a refusal", || {
-        let done = here.sh("caller", &format!("wget -q -T 5 -O - http://{address}/"));
+        let done = here.sh("caller", &format!("timeout 5 wget -q -O - http://{address}/"));
         done.stderr.contains("refused").then_some(())
     });
 }
@@ -136,12 +136,12 @@ fn pods_of_two_nodes_reach_each_other() {
     let address = here.field("pod/other", "{.status.podIP}");
     assert_ne!(here.field("pod/caller", "{.status.hostIP}"), here.field("pod/other", "{.status.hostIP}"));
     eventually("the other node's pod", || {
-        let done = here.sh("caller", &format!("wget -q -T 2 -O /dev/null http://{address}:8080/busybox"));
+        let done = here.sh("caller", &format!("timeout 5 wget -q -O /dev/null http://{address}:8080/busybox"));
         done.succeeded().then_some(())
     });
     here.kubectl(&["expose", "pod", "other", "--port=80", "--target-port=8080"]);
     eventually("the other node's pod through its Service", || {
-        here.sh("caller", "wget -q -T 2 -O /dev/null http://other/busybox").succeeded().then_some(())
+        here.sh("caller", "timeout 5 wget -q -O /dev/null http://other/busybox").succeeded().then_some(())
     });
 }
 

@@ -38,7 +38,7 @@ fn answers_hold_configuration_and_secret() {
     here.hello();
     here.shell_pod("caller");
     let answer = eventually("an answer", || {
-        let done = here.sh("caller", "wget -q -T 2 -O - http://hello/");
+        let done = here.sh("caller", "timeout 5 wget -q -O - http://hello/");
         done.succeeded().then_some(done.stdout)
     });
     let answer: serde_json::Value = serde_json::from_str(&answer).expect("JSON");
@@ -165,7 +165,8 @@ fn a_deleted_namespace_takes_everything_with_it() {
     here.hello();
     here.cluster.kubectl(&["delete", "namespace", "doomed", "--timeout=60s"]);
     here.cluster.kubectl(&["create", "namespace", "doomed"]);
-    assert_eq!(here.kubectl(&["get", "pods,deployments,services,secrets", "-o", "name"]), "");
+    let left = || here.kubectl(&["get", "pods,replicasets,deployments,services,secrets", "-o", "name"]);
+    eventually("the new namespace to be empty", || left().is_empty().then_some(()));
 }
 
 /// The column STATUS of `kubectl get pods`, as users know it from upstream.
