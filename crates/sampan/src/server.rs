@@ -150,6 +150,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     tasks.spawn("expiry of events", expire::run(server.clone()));
     roles::start(&mut tasks, &config, entry, &ca, &clock, &dice);
 
+    tracing::info!(advertise = %config.advertise, data = %config.data.display(), "the API server serves");
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
