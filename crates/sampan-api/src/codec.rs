@@ -9,7 +9,7 @@ mod proto;
 mod proto_read;
 mod proto_write;
 mod scalar;
-mod wire;
+pub(crate) mod wire;
 mod write;
 
 #[cfg(test)]
@@ -19,6 +19,7 @@ use serde_json::Value;
 
 use crate::schema::{Field, Scalar, Schema, Type, TypeId};
 
+pub use json::syntax_error;
 pub use proto::{ListMeta, envelope, json_to_proto, proto_list, proto_object, watch_frame};
 pub use scalar::{go_duration, parse_go_duration, parse_time};
 pub use write::{Encoded, encode, encode_fragment};

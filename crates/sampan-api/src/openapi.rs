@@ -4,6 +4,7 @@
 //! here. Descriptions come from outside. The deprecated `/watch/` paths are left out.
 
 mod paths;
+mod proto;
 mod schemas;
 
 use std::io::{self, Write};
@@ -100,6 +101,13 @@ impl<'a> Documents<'a> {
         self.write_definitions(Version::V2, &definitions, out)?;
         let security = json!({"BearerToken": bearer_token()});
         write!(out, ",\"securityDefinitions\":{security},\"security\":[{{\"BearerToken\":[]}}]}}")
+    }
+
+    /// `/openapi/v2` in protobuf.
+    pub fn v2_proto(&self, out: &mut dyn Write) -> io::Result<()> {
+        let mut json = Vec::new();
+        self.v2(&mut json)?;
+        out.write_all(&proto::encode(&json)?)
     }
 
     /// `/openapi/v3`: where the documents are. The hash in an address changes with the document, so that clients may

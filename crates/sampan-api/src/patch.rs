@@ -34,7 +34,7 @@ impl PatchError {
             Self::Inapplicable(_) => {
                 let text = "the server rejected our request due to an error in our request";
                 let mut failure = Failure::new(Reason::Invalid, text);
-                let cause = Cause { reason: "UnexpectedServerResponse".into(), message, field: String::new() };
+                let cause = Cause { reason: "UnexpectedServerResponse".into(), message, field: "patch".into() };
                 failure.causes.push(cause);
                 failure
             }

@@ -11,13 +11,22 @@ use crate::server::Server;
 use crate::{descriptions, respond};
 
 const JSON: &str = "application/json";
+/// kubectl asks for version 2 in this form only, whenever a manifest has a kind that version 3 does not know.
+const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// An `@` is not allowed in a media type; upstream answers with this one.
+const PROTOBUF_ANSWER: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 /// `None`: not a path of OpenAPI.
 pub fn answer(server: &Server, info: &RequestInfo, headers: &HeaderMap) -> Option<Response<ResponseBody>> {
     let path = info.path.trim_end_matches('/').strip_prefix("/openapi/")?;
     let response = match path {
-        "v2" if !accepts_json(headers) => {
-            Err(Failure::new(Reason::NotAcceptable, format!("only the following media types are accepted: {JSON}")))
+        "v2" if accepts(headers, PROTOBUF) => {
+            let bytes = with(server, |documents, out| documents.v2_proto(out).map(|()| true));
+            bytes.map(|bytes| bytes.map(|bytes| respond::bytes(200, PROTOBUF_ANSWER, bytes)))
+        }
+        "v2" if !accepts(headers, JSON) && !accepts(headers, "*/*") && headers.contains_key(header::ACCEPT) => {
+            let offered = format!("only the following media types are accepted: {JSON}, {PROTOBUF}");
+            Err(Failure::new(Reason::NotAcceptable, offered))
         }
         "v2" => with(server, |documents, out| documents.v2(out).map(|()| true)).map(|bytes| bytes.map(plain)),
         "v3" => with(server, |documents, out| {
@@ -42,10 +51,10 @@ pub fn answer(server: &Server, info: &RequestInfo, headers: &HeaderMap) -> Optio
     })
 }
 
-/// kubectl asks for the protobuf form of version 2 only; it takes an error as a sign to go on with version 3.
-fn accepts_json(headers: &HeaderMap) -> bool {
-    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    accept.is_empty() || accept.contains(JSON) || accept.contains("*/*")
+fn accepts(headers: &HeaderMap, media: &str) -> bool {
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    accept
+        .is_some_and(|accept| accept.split(',').any(|one| one.split(';').next().is_some_and(|one| one.trim() == media)))
 }
 
 /// What `write` writes of the present documents; `None` when it finds there is no such document.

@@ -48,6 +48,7 @@ pub(crate) struct Patch<'a> {
 impl Patch<'_> {
     fn tree(&self) -> Result<Value, Failure> {
         serde_json::from_slice(self.body)
+            .map_err(|error| codec::syntax_error(&error, self.body))
             .map_err(|error| Failure::bad_request(format!("error decoding patch: {error}")))
     }
 

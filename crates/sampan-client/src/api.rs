@@ -179,6 +179,8 @@ pub struct Client {
     transport: Arc<dyn Transport>,
     /// Carried by every write that brings no fence of its own.
     fence: Option<Arc<Fence>>,
+    /// `User-Agent` of every request: the server takes the name of the field manager from it.
+    agent: Option<http::HeaderValue>,
 }
 
 fn query(pairs: &[(&str, Option<&str>)]) -> String {
@@ -219,13 +221,20 @@ impl ListOptions {
 
 impl Client {
     pub fn new(transport: Arc<dyn Transport>) -> Self {
-        Self { transport, fence: None }
+        Self { transport, fence: None, agent: None }
     }
 
     /// The same client; its writes are refused once the lease is no longer as the fence says.
     #[must_use]
     pub fn fenced(&self, fence: Fence) -> Self {
-        Self { transport: self.transport.clone(), fence: Some(Arc::new(fence)) }
+        Self { fence: Some(Arc::new(fence)), ..self.clone() }
+    }
+
+    /// The same client, which says that it is `component` (`kubelet`).
+    #[must_use]
+    pub fn named(&self, component: &str) -> Self {
+        let agent = format!("{component}/{}", env!("CARGO_PKG_VERSION"));
+        Self { agent: http::HeaderValue::from_str(&agent).ok(), ..self.clone() }
     }
 
     /// Any request; the answer is its body, an HTTP error status becomes [`Error::Status`].
@@ -234,7 +243,10 @@ impl Client {
     }
 
     /// Any request whose answer is streamed (logs, watches).
-    pub async fn open(&self, request: Request<Bytes>) -> Result<Body, Error> {
+    pub async fn open(&self, mut request: Request<Bytes>) -> Result<Body, Error> {
+        if let Some(agent) = &self.agent {
+            request.headers_mut().entry(header::USER_AGENT).or_insert_with(|| agent.clone());
+        }
         let response = self.transport.send(request).await?;
         if response.status().is_success() {
             return Ok(response.into_body());

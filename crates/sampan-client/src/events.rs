@@ -65,6 +65,7 @@ impl Recorder {
             host: host.into(),
             clock,
             dice,
+            named: 0,
             recent: BTreeMap::new(),
             budgets: BTreeMap::new(),
         };
@@ -105,6 +106,8 @@ struct Writer {
     host: String,
     clock: Clock,
     dice: Dice,
+    /// The number in the name of the last event.
+    named: u64,
     recent: BTreeMap<Occurrence, Recent>,
     budgets: BTreeMap<Reference, Budget>,
 }
@@ -156,7 +159,11 @@ impl Writer {
                 Err(error) => return tracing::debug!(%error, "cannot count an event up"),
             }
         }
-        let name = format!("{}.{:016x}", occurrence.about.name, self.dice.next_u64());
+        // Clients sort by whole seconds and, within one, keep the order of names: so those follow the time, as upstream's.
+        // The low bits keep two recorders apart that write at the same instant.
+        let time = u64::try_from(at.as_nanosecond()).unwrap_or_default();
+        self.named = ((time & !0xfff) | (self.dice.next_u64() & 0xfff)).max(self.named + 1);
+        let name = format!("{}.{:016x}", occurrence.about.name, self.named);
         let object = self.object(&name, &namespace, &occurrence, at);
         let Ok(body) = encode(&object) else { return };
         match self.client.create_raw(&events(&namespace), body, &WriteOptions::default()).await {

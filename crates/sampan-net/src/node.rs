@@ -164,21 +164,22 @@ fn masquerade(own: &[IpNet], cluster: &[IpNet]) -> String {
 /// What is for a pod of this node that is not there (any more) must not leave by the default route. A connection through a
 /// Service is dropped, so that the client's next try reaches another endpoint; one to the pod itself is refused.
 fn strays(own: &[IpNet]) -> String {
-    let rules: String = [("ip", "icmp", true), ("ip6", "icmpv6", false)]
-        .into_iter()
-        .filter_map(|(family, icmp, v4)| {
-            let own: Vec<String> =
-                own.iter().filter(|range| range.addr().is_ipv4() == v4).map(IpNet::to_string).collect();
+    let (mut dropped, mut refused) = (String::new(), String::new());
+    for (family, unreachable, v4) in [("ip", "icmp host-unreachable", true), ("ip6", "icmpv6 addr-unreachable", false)]
+    {
+        let own: Vec<String> = own.iter().filter(|range| range.addr().is_ipv4() == v4).map(IpNet::to_string).collect();
+        if !own.is_empty() {
             let stray = format!("{family} daddr {{ {} }} oifname != \"{PREFIX}*\"", own.join(", "));
-            let unreachable = if v4 { "host-unreachable" } else { "addr-unreachable" };
-            (!own.is_empty())
-                .then(|| format!("    {stray} ct status dnat drop\n    {stray} reject with {icmp} {unreachable}\n"))
-        })
-        .collect();
-    let chain = |hook: &str| {
+            dropped += &format!("    {stray} drop\n");
+            refused += &format!("    {stray} reject with {unreachable}\n");
+        }
+    }
+    let chain = |hook: &str, rules: &str| {
         format!("  chain strays-{hook} {{\n    type filter hook {hook} priority filter; policy accept;\n{rules}  }}\n")
     };
-    chain("forward") + &chain("output")
+    // What a Service translated leads elsewhere than `output` still says; it is looked at where that is settled.
+    let refused = format!("    ct status dnat accept\n{refused}");
+    chain("forward", &refused) + &chain("output", &refused) + &chain("postrouting", &dropped)
 }
 
 /// Routes to another node's pods, by way of its address.
@@ -241,8 +242,8 @@ mod tests {
     fn a_pod_that_is_gone_is_not_looked_for_outside() {
         let script = strays(&["10.1.2.0/24".parse().expect("a range")]);
         let rule = "ip daddr { 10.1.2.0/24 } oifname != \"smp*\"";
-        assert_eq!(script.matches(&format!("{rule} ct status dnat drop")).count(), 2, "{script}");
         assert_eq!(script.matches(&format!("{rule} reject")).count(), 2, "{script}");
+        assert_eq!(script.matches(&format!("{rule} drop")).count(), 1, "{script}");
         assert!(!script.contains("ip6"), "{script}");
     }
 }

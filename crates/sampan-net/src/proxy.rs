@@ -150,13 +150,18 @@ struct Step {
 impl Step {
     fn perform(self) -> Result<(), NetError> {
         if let Some(script) = &self.skeleton {
+            // The table is empty until it is filled; meanwhile a connection must not get past it.
+            nft::run(&skeleton::pause(&self.add))?;
             nft::run(script)?;
         }
         if !self.sticky.is_empty() {
             nft::run(&self.sticky.concat())?;
         }
         match self.skeleton {
-            Some(_) => netlink::fill(&self.balancers, &self.add),
+            Some(_) => {
+                netlink::fill(&self.balancers, &self.add)?;
+                nft::run(&skeleton::resume())
+            }
             None => netlink::commit(&self.balancers, &self.remove, &self.add),
         }
     }

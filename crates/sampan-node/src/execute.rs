@@ -252,6 +252,13 @@ impl Context {
         observe(&self.node, &self.pod, id).await
     }
 
+    /// The addresses Services may lead to, also of an adopted pod whose network was not looked up any more.
+    fn served(&self) -> Vec<IpAddr> {
+        let reported = self.pod.status.iter().flat_map(|status| status.pod_ips.iter().flatten());
+        let reported = reported.filter_map(|one| one.ip.parse().ok()).filter(|_| !self.pod.host_network());
+        self.addresses.iter().copied().chain(reported).collect()
+    }
+
     async fn stop(
         &self,
         id: &str,
@@ -268,8 +275,9 @@ impl Context {
         let began = clock.instant();
         // No new connection may lead to a pod that is told to end (a probe's kill is not the end of the pod). Bounded:
         // the API, which tells the proxies, may be away.
-        if self.pod.deletion().is_some() && !self.pod.host_network() && !self.addresses.is_empty() {
-            let withdrawn = node.parts.proxy.withdrawn(&self.addresses);
+        let addresses = self.served();
+        if self.pod.deletion().is_some() && !addresses.is_empty() {
+            let withdrawn = node.parts.proxy.withdrawn(&addresses);
             if clock.timeout(WITHDRAWAL.min(grace / 2), withdrawn).await.is_none() {
                 tracing::warn!(pod = self.pod.full_name(), "Services may still lead here while it stops");
             }

@@ -327,11 +327,15 @@ impl Worker {
         let mut keep = BTreeMap::new();
         for (id, kind, container) in probes::wanted(&self.pod, &self.state) {
             let key = (id, kind);
+            let sandbox = self.state.live_sandbox().and_then(|sandbox| self.state.addresses.get(&sandbox.id));
+            let own = sandbox.and_then(|addresses| addresses.first());
+            let address = if self.pod.host_network() { self.node.config.addresses.first() } else { own };
+            // An adopted pod's network is looked up first; a probe keeps the address it began with.
+            if address.is_none() {
+                continue;
+            }
             let group = self.probes.remove(&key).unwrap_or_else(|| {
                 let run = self.state.containers.get(&key.0);
-                let sandbox = self.state.live_sandbox().and_then(|sandbox| self.state.addresses.get(&sandbox.id));
-                let own = sandbox.and_then(|addresses| addresses.first());
-                let address = if self.pod.host_network() { self.node.config.addresses.first() } else { own };
                 let target = probes::Target {
                     runtime: parts.runtime.clone(),
                     clock: parts.clock.clone(),

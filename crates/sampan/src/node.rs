@@ -104,7 +104,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let servers: Vec<String> = config.servers.iter().map(SocketAddr::to_string).collect();
     let client =
         |identity| anyhow::Ok(Client::new(Arc::new(Tls::new(&servers, &[&ca], Some(identity), clock.clone())?)));
-    let (network_client, client) = (client(&proxy)?, client(&identity)?);
+    let (network_client, client) = (client(&proxy)?.named("kube-proxy"), client(&identity)?.named("kubelet"));
     // Registries and name servers are the host's business where the node is not the host.
     let outside = config.host_netns.then(|| PathBuf::from(format!("/proc/self/fd/{HOST_NETNS_FD}")));
 

@@ -134,6 +134,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     // Clients may come as soon as the essentials are there; `/readyz` says when.
     let entry: Arc<dyn Entry> = Arc::new(Local(server.clone()));
     let own = Client::new(Arc::new(InProcess::new(entry.clone(), bootstrap::USER, &[MASTERS])));
+    let own = own.named("kube-apiserver");
     let kubernetes = bootstrap::kubernetes::Config {
         service_ip: config.service_address()?,
         endpoints: vec![config.advertise.ip()],

@@ -441,3 +441,45 @@ fn nodes(here: &Namespace<'_>) -> Vec<String> {
     let live = pods.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
     live.filter_map(|pod| pod["spec"]["nodeName"].as_str().map(str::to_owned)).collect()
 }
+
+#[test]
+fn attach_and_cp() {
+    let here = Cluster::shared().namespace("attach");
+    here.apply(
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: cat}\nspec:\n  restartPolicy: Never\n  containers:\n    \
+         - {name: main, image: 'busybox:1', stdin: true, stdinOnce: true, command: [cat]}\n",
+    );
+    here.ready("cat");
+    assert_eq!(here.try_kubectl_with(&["attach", "-i", "cat"], "fed\n").ok(), "fed\n");
+    here.until("pod/cat", "{.status.phase}", "Succeeded");
+    here.shell_pod("files");
+    let there = here.cluster.scratch().join("there");
+    let back = here.cluster.scratch().join("back");
+    std::fs::write(&there, "cargo").expect("a file");
+    here.kubectl(&["cp", &there.to_string_lossy(), "files:/tmp/there"]);
+    here.kubectl(&["cp", "files:/tmp/there", &back.to_string_lossy()]);
+    assert_eq!(std::fs::read_to_string(&back).expect("the copy"), "cargo");
+}
+
+#[test]
+fn describe_tells_events_in_order_and_writers_have_names() {
+    let here = Cluster::shared().namespace("story");
+    here.apply(&deployment("main", 1));
+    here.rolled_out("main");
+    let pod = here.kubectl(&["get", "pods", "-o", "name"]);
+    let reasons = eventually("four events", || {
+        let text = here.kubectl(&["describe", pod.trim()]);
+        let told = text.split("Events:").nth(1).unwrap_or_default().lines().skip(3);
+        let told: Vec<String> = told.filter_map(|line| line.split_whitespace().nth(1).map(str::to_owned)).collect();
+        (told.len() == 4).then_some(told)
+    });
+    // The scheduler tells of a binding once it is acknowledged; the node may have begun by then.
+    let of_the_node: Vec<&str> = reasons.iter().map(String::as_str).filter(|one| *one != "Scheduled").collect();
+    assert_eq!(of_the_node, ["Pulled", "Created", "Started"]);
+    let managers = here.field("deployment/main", "{.metadata.managedFields[*].manager}");
+    let mut managers: Vec<&str> = managers.split_whitespace().collect();
+    managers.sort_unstable();
+    managers.dedup();
+    assert_eq!(managers, ["kube-controller-manager", "kubectl-client-side-apply"]);
+    assert!(here.field(pod.trim(), "{.metadata.managedFields[*].manager}").contains("kubelet"));
+}

@@ -168,3 +168,71 @@ fn a_deleted_namespace_takes_everything_with_it() {
     let left = || here.kubectl(&["get", "pods,replicasets,deployments,services,secrets", "-o", "name"]);
     eventually("the new namespace to be empty", || left().is_empty().then_some(()));
 }
+
+/// The column STATUS of `kubectl get pods`, as users know it from upstream.
+#[test]
+fn every_end_of_a_pod_has_its_name() {
+    let here = Cluster::shared().namespace("states");
+    let pod = |name: &str, spec: &str| {
+        format!("---\n{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, spec: {spec}}}\n")
+    };
+    let busy = |name: &str, rest: &str| format!("{{name: {name}, image: 'busybox:1', {rest}}}");
+    let main = |rest: &str| format!("containers: [{}]", busy("main", rest));
+    let expected = [
+        ("done", format!("{{restartPolicy: Never, {}}}", main("command: ['true']")), "Completed"),
+        ("failed", format!("{{restartPolicy: Never, {}}}", main("command: [sh, -c, 'exit 7']")), "Error"),
+        ("no-command", format!("{{restartPolicy: Never, {}}}", main("command: [/no/such]")), "StartError"),
+        ("crashing", format!("{{{}}}", main("command: ['false']")), "CrashLoopBackOff"),
+        ("bad-name", "{containers: [{name: main, image: 'Not An Image'}]}".into(), "InvalidImageName"),
+        (
+            "never-pulled",
+            "{containers: [{name: main, image: 'missing:1', imagePullPolicy: Never}]}".into(),
+            "ErrImageNeverPull",
+        ),
+        (
+            "no-config",
+            format!("{{{}}}", main("env: [{name: A, valueFrom: {configMapKeyRef: {name: none, key: a}}}]")),
+            "CreateContainerConfigError",
+        ),
+        (
+            "in-init",
+            format!(
+                "{{initContainers: [{}], {}}}",
+                busy("first", "command: [sleep, '3600']"),
+                main("command: ['true']")
+            ),
+            "Init:0/1",
+        ),
+        (
+            "init-crashing",
+            format!("{{initContainers: [{}], {}}}", busy("first", "command: ['false']"), main("command: ['true']")),
+            "Init:CrashLoopBackOff",
+        ),
+    ];
+    here.apply(&expected.iter().map(|(name, spec, _)| pod(name, spec)).collect::<String>());
+    for (name, _, status) in expected {
+        let mut last = String::new();
+        sampan_e2e::eventually(&format!("{name} to show {status}"), || {
+            last = here.kubectl(&["get", "pod", name, "--no-headers"]);
+            (last.split_whitespace().nth(2) == Some(status)).then_some(())
+        });
+    }
+}
+
+#[test]
+fn a_namespace_waits_for_finalizers_and_says_so() {
+    let here = Cluster::shared().namespace("held");
+    here.kubectl(&["create", "configmap", "held"]);
+    here.kubectl(&["patch", "configmap", "held", "-p", r#"{"metadata":{"finalizers":["example.com/hold"]}}"#]);
+    here.cluster.kubectl(&["delete", "namespace", "held", "--wait=false"]);
+    let condition = r#"{.status.conditions[?(@.type=="NamespaceFinalizersRemaining")].message}"#;
+    let message = "Some content in the namespace has finalizers remaining: example.com/hold in 1 resource instances";
+    here.until("namespace/held", condition, message);
+    let stderr = here.try_kubectl(&["create", "configmap", "late"]).fails(1);
+    assert!(
+        stderr.contains("unable to create new content in namespace held because it is being terminated"),
+        "{stderr}"
+    );
+    here.kubectl(&["patch", "configmap", "held", "-p", r#"{"metadata":{"finalizers":null}}"#]);
+    here.cluster.kubectl(&["wait", "--for=delete", "namespace/held", "--timeout=60s"]);
+}

@@ -67,16 +67,56 @@ pub fn type_meta_yaml(body: &[u8]) -> Result<(String, String), DecodeError> {
     Ok((meta.api_version, meta.kind))
 }
 
-/// Go's words for the two commonest cases; the position tells the rest.
-fn syntax_error(error: &serde_json::Error, body: &[u8]) -> String {
+/// What is wrong with a JSON text, in the words of Go's decoder.
+pub fn syntax_error(error: &serde_json::Error, body: &[u8]) -> String {
     if error.is_eof() {
         return "unexpected end of JSON input".into();
     }
-    let line = body.split(|byte| *byte == b'\n').nth(error.line().saturating_sub(1)).unwrap_or_default();
-    let found = String::from_utf8_lossy(line.get(error.column().saturating_sub(1)..).unwrap_or_default());
-    match found.chars().next() {
-        Some(c) if error.is_syntax() => format!("invalid character {c:?} looking for beginning of value"),
+    let start: usize =
+        body.split_inclusive(|byte| *byte == b'\n').take(error.line().saturating_sub(1)).map(<[u8]>::len).sum();
+    let (before, found) = body.split_at((start + error.column().saturating_sub(1)).min(body.len()));
+    match String::from_utf8_lossy(found).chars().next() {
+        Some(c) if error.is_syntax() => format!("invalid character {} {}", quoted(c), expectation(before)),
         _ => error.to_string(),
+    }
+}
+
+fn quoted(c: char) -> String {
+    if c == '"' { "'\"'".into() } else { format!("{c:?}") }
+}
+
+/// What may follow a piece of JSON that has no fault so far.
+fn expectation(before: &[u8]) -> &'static str {
+    let mut open = Vec::new();
+    // The last byte outside of strings that means something, and whether the last string is a key.
+    let (mut last, mut key) = (None, false);
+    let mut bytes = before.iter().copied();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b' ' | b'\t' | b'\r' | b'\n' => continue,
+            b'{' | b'[' => open.push(byte),
+            b'}' | b']' => drop(open.pop()),
+            b'"' => {
+                key = open.last() == Some(&b'{') && matches!(last, Some(b'{' | b','));
+                while let Some(inside) = bytes.next() {
+                    match inside {
+                        b'"' => break,
+                        b'\\' => drop(bytes.next()),
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+        last = Some(byte);
+    }
+    match (open.last(), last) {
+        (None, Some(_)) => "after top-level value",
+        (Some(b'{'), Some(b'{' | b',')) => "looking for beginning of object key string",
+        (Some(b'{'), Some(b'"')) if key => "after object key",
+        (None, None) | (Some(_), Some(b':' | b'[' | b',')) => "looking for beginning of value",
+        (Some(b'{'), _) => "after object key:value pair",
+        _ => "after array element",
     }
 }
 
@@ -523,6 +563,23 @@ mod tests {
 
     fn error(name: &str, body: &str) -> String {
         decoded(name, body).unwrap_err()
+    }
+
+    #[test]
+    fn broken_json_is_worded_as_by_go() {
+        for (text, message) in [
+            ("{bad", "'b' looking for beginning of object key string"),
+            (r#"{"a":1,}"#, "'}' looking for beginning of object key string"),
+            (r#"{"a" 1}"#, "'1' after object key"),
+            (r#"{"a,{":1 "b":2}"#, r#"'"' after object key:value pair"#),
+            (r#"{"a":}"#, "'}' looking for beginning of value"),
+            ("[1 2]", "'2' after array element"),
+            ("\n [x]", "'x' looking for beginning of value"),
+            ("{} {}", "'{' after top-level value"),
+        ] {
+            let error = serde_json::from_str::<Value>(text).expect_err(text);
+            assert_eq!(syntax_error(&error, text.as_bytes()), format!("invalid character {message}"), "{text}");
+        }
     }
 
     const DEPLOYMENT: &str = "io.k8s.api.apps.v1.Deployment";

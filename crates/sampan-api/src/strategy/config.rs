@@ -159,7 +159,8 @@ fn validate_config_map(object: &Value) -> FieldErrors {
         size += decoded_length(value.text());
     }
     if size > SIZE_MAX {
-        errors.push(crate::FieldPath::root(), FieldErrorKind::TooLong { max: SIZE_MAX }, "");
+        // Upstream names the empty path.
+        errors.push(crate::FieldPath::new("[]"), FieldErrorKind::TooLong { max: SIZE_MAX }, "");
     }
     errors
 }

@@ -1,7 +1,7 @@
 //! The proxy's nftables table as it stands before the first Service: maps, sets, and the chains that look into them.
 //! Everything that comes and goes is an element. The table is our own; no rule outside it is read or written.
 
-use super::compile::Front;
+use super::compile::{Element, Front};
 use super::netlink::sticky_chain;
 use crate::nft;
 
@@ -115,6 +115,46 @@ pub fn script() -> String {
     nft::replace("inet", TABLE, &body)
 }
 
+/// The table that holds new connections off while [`TABLE`] is made anew.
+const PAUSE: &str = "sampan-services-pause";
+
+/// Drops what opens a connection to one of these fronts: the client tries again by itself, where without the table it would
+/// be refused, or leave the node, for good.
+pub fn pause(elements: &[Element]) -> String {
+    let mut rules = String::new();
+    for (v4, ip, family) in [(true, "ip", "ipv4"), (false, "ip6", "ipv6")] {
+        let (mut addresses, mut ports) = (Vec::new(), Vec::new());
+        for element in elements {
+            match element {
+                Element::Front(Front::Address(address, protocol, port), _) if address.is_ipv4() == v4 => {
+                    addresses.push(format!("{address} . {} . {port}", protocol.number()));
+                }
+                Element::Front(Front::NodePort(of, protocol, port), _) if *of == v4 => {
+                    ports.push(format!("{} . {port}", protocol.number()));
+                }
+                _ => {}
+            }
+        }
+        if !addresses.is_empty() {
+            rules +=
+                &format!("    ct state new {ip} daddr . meta l4proto . th dport {{ {} }} drop\n", addresses.join(", "));
+        }
+        if !ports.is_empty() {
+            let local = format!("meta nfproto {family} fib daddr type local");
+            rules += &format!("    ct state new {local} meta l4proto . th dport {{ {} }} drop\n", ports.join(", "));
+        }
+    }
+    let chain = |hook: &str| {
+        format!("  chain {hook} {{\n    type filter hook {hook} priority -150; policy accept;\n{rules}  }}\n")
+    };
+    nft::replace("inet", PAUSE, &(chain("prerouting") + &chain("output")))
+}
+
+/// Ends [`pause`].
+pub fn resume() -> String {
+    nft::delete("inet", PAUSE)
+}
+
 /// The chain and sets of one front whose clients stay with their endpoint: each endpoint remembers its clients.
 pub fn sticky(front: Front, endpoints: &[(std::net::IpAddr, u16)], seconds: u32) -> String {
     let chain = sticky_chain(front);
@@ -140,6 +180,23 @@ pub fn sticky(front: Front, endpoints: &[(std::net::IpAddr, u16)], seconds: u32)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proxy::compile::{Fate, Protocol};
+
+    #[test]
+    fn the_pause_covers_every_front_and_nothing_else() {
+        let front = |front| Element::Front(front, Fate::Balance(1));
+        let script = pause(&[
+            front(Front::Address([10, 0, 0, 1].into(), Protocol::Tcp, 80)),
+            front(Front::NodePort(true, Protocol::Udp, 30053)),
+            Element::Hairpin([10, 1, 0, 7].into()),
+        ]);
+        assert_eq!(
+            script.matches("ct state new ip daddr . meta l4proto . th dport { 10.0.0.1 . 6 . 80 } drop").count(),
+            2
+        );
+        assert_eq!(script.matches("meta l4proto . th dport { 17 . 30053 } drop").count(), 2, "{script}");
+        assert!(!script.contains("10.1.0.7") && !script.contains("ip6"), "{script}");
+    }
 
     #[test]
     fn every_set_is_declared_once_and_used() {

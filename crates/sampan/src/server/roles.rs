@@ -65,9 +65,10 @@ impl Led {
             let candidate =
                 Candidate { namespace: "kube-system".into(), lease: lease.into(), identity: identity.clone() };
             async move {
-                let leader = candidate.lead(client(&entry, user), clock).await;
+                let leader = candidate.lead(client(&entry, user).named(lease), clock).await;
                 let fence = leader.fence().clone();
-                let client_for: ClientFor = Arc::new(move |user: &str| client(&entry, user).fenced(fence.clone()));
+                let client_for: ClientFor =
+                    Arc::new(move |user: &str| client(&entry, user).named(lease).fenced(fence.clone()));
                 tokio::select! {
                     () = role(client_for) => {}
                     () = leader.lost() => {}
