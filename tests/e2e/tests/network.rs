@@ -44,9 +44,9 @@ fn a_pod_reaches_itself_through_its_service() {
         "/bin",
     ]);
     here.ready("caller");
-    here.kubectl(&["expose", "pod", "caller", "--port=80", "--target-port=8080"]);
+    here.kubectl(&["expose", "pod", "caller", "--name=myself", "--port=80", "--target-port=8080"]);
     eventually("an answer of itself", || {
-        here.sh("caller", "timeout 5 wget -q -O /dev/null http://caller/busybox").succeeded().then_some(())
+        here.sh("caller", "timeout 5 wget -q -O /dev/null http://myself/busybox").succeeded().then_some(())
     });
 }
 
