@@ -329,9 +329,12 @@ fn logs_followed_and_of_the_container_before() {
     assert_eq!(here.kubectl(&["logs", "talker", "--tail=1"]), "staying\n");
     let mut follow = here.kubectl_command();
     let mut follow = follow.args(["logs", "-f", "talker"]).stdout(Stdio::piped()).spawn().expect("kubectl");
-    here.kubectl(&["delete", "pod", "talker"]);
+    let mut output = BufReader::new(follow.stdout.take().expect("its output"));
     let mut followed = String::new();
-    follow.stdout.take().expect("its output").read_to_string(&mut followed).expect("read");
+    // It follows when something has come.
+    output.read_line(&mut followed).expect("read");
+    here.kubectl(&["delete", "pod", "talker"]);
+    output.read_to_string(&mut followed).expect("read");
     assert!(follow.wait().expect("kubectl").success());
     assert_eq!(followed, "run 2\ndone\nstaying\n");
 }
