@@ -379,7 +379,9 @@ fn port_forward() {
     let mut forward = command.spawn().expect("kubectl");
     let _guard = Kill(forward.id() as i32);
     let mut line = String::new();
-    BufReader::new(forward.stdout.take().expect("its output")).read_line(&mut line).expect("read");
+    // Kept open: it writes a line for each connection and would end if it could not.
+    let mut output = BufReader::new(forward.stdout.take().expect("its output"));
+    output.read_line(&mut line).expect("read");
     let port = line.split_once("127.0.0.1:").and_then(|(_, rest)| rest.split_whitespace().next());
     let port: u16 = port.and_then(|port| port.parse().ok()).unwrap_or_else(|| panic!("{line:?}"));
     for _ in 0..5 {
