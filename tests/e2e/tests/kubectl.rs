@@ -329,9 +329,12 @@ fn logs_followed_and_of_the_container_before() {
     assert_eq!(here.kubectl(&["logs", "talker", "--tail=1"]), "staying\n");
     let mut follow = here.kubectl_command();
     let mut follow = follow.args(["logs", "-f", "talker"]).stdout(Stdio::piped()).spawn().expect("kubectl");
-    here.kubectl(&["delete", "pod", "talker"]);
+    let mut output = BufReader::new(follow.stdout.take().expect("its output"));
     let mut followed = String::new();
-    follow.stdout.take().expect("its output").read_to_string(&mut followed).expect("read");
+    // It follows when something has come.
+    output.read_line(&mut followed).expect("read");
+    here.kubectl(&["delete", "pod", "talker"]);
+    output.read_to_string(&mut followed).expect("read");
     assert!(follow.wait().expect("kubectl").success());
     assert_eq!(followed, "run 2\ndone\nstaying\n");
 }
@@ -376,7 +379,9 @@ fn port_forward() {
     let mut forward = command.spawn().expect("kubectl");
     let _guard = Kill(forward.id() as i32);
     let mut line = String::new();
-    BufReader::new(forward.stdout.take().expect("its output")).read_line(&mut line).expect("read");
+    // Kept open: it writes a line for each connection and would end if it could not.
+    let mut output = BufReader::new(forward.stdout.take().expect("its output"));
+    output.read_line(&mut line).expect("read");
     let port = line.split_once("127.0.0.1:").and_then(|(_, rest)| rest.split_whitespace().next());
     let port: u16 = port.and_then(|port| port.parse().ok()).unwrap_or_else(|| panic!("{line:?}"));
     for _ in 0..5 {
