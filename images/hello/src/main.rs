@@ -38,7 +38,8 @@ extern "C" fn on_signal(_: i32) {
 fn main() -> io::Result<()> {
     let port = env::var("PORT").ok().and_then(|text| text.parse().ok()).unwrap_or(8080);
     // The IPv6 socket takes IPv4 too; where there is no IPv6, IPv4 alone.
-    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).or_else(|_| TcpListener::bind(("0.0.0.0", port)))?;
+    let listener =
+        TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).or_else(|_| TcpListener::bind(("0.0.0.0", port)))?;
     let address = listener.local_addr()?;
     stop_on_signals(address)?;
     println!("hello listens on {address}");
@@ -153,7 +154,8 @@ fn who() -> String {
     let read = |path: &str| std::fs::read_to_string(path).map(|text| text.trim_end().to_owned()).unwrap_or_default();
     let pod = env::var("POD_NAME").unwrap_or_else(|_| read("/proc/sys/kernel/hostname"));
     let secret = env::var("SECRET_FILE").map(|path| read(&path)).unwrap_or_default();
-    let fields = [("pod", pod), ("version", variable("VERSION")), ("greeting", variable("GREETING")), ("secret", secret)];
+    let fields =
+        [("pod", pod), ("version", variable("VERSION")), ("greeting", variable("GREETING")), ("secret", secret)];
     let fields: Vec<String> = fields.iter().map(|(name, value)| format!("\"{name}\":{}", quoted(value))).collect();
     format!("{{{}}}\n", fields.join(","))
 }

@@ -55,7 +55,6 @@ fn malformed_bodies_are_bad_requests() {
 
 #[test]
 fn a_huge_body_is_refused() {
-<<<<<<< HEAD
     let here = Cluster::shared().namespace("huge");
     let word = "x".repeat(4 << 20);
     let manifest = format!(
@@ -63,18 +62,6 @@ fn a_huge_body_is_refused() {
     );
     let stderr = here.try_kubectl_with(&["create", "--validate=false", "-f", "-"], &manifest).fails(1);
     assert!(stderr.contains("RequestEntityTooLarge") || stderr.contains("too large"), "{stderr}");
-=======
-    let body =
-        format!("{{\"kind\":\"ConfigMap\",\"apiVersion\":\"v1\",\"data\":{{\"a\":\"{}\"}}}}", "x".repeat(4 << 20));
-    let (code, status) = request(Cluster::shared(), "POST", MAPS, "application/json", body.as_bytes());
-    assert_eq!((code, &status["reason"]), (413, &"RequestEntityTooLarge".into()), "{status}");
-    // And over HTTP/2, as kubectl speaks it.
-    let huge = serde_json::json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x"},
-        "data": {"a": "x".repeat(4 << 20)}});
-    let mut command = Cluster::shared().kubectl_command();
-    let stderr = run_with_input(command.args(["create", "-f", "-"]), huge.to_string().as_bytes()).fails(1);
-    assert!(stderr.contains("too large"), "{stderr}");
->>>>>>> packaging
 }
 
 #[test]
